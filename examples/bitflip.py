@@ -1,0 +1,427 @@
+"""Bit-flipping solved by a goal-conditioned Double DQN with HER and prioritised replay, all inside one scan, seeds vmapped.
+
+    python examples/bitflip.py                                  # solves 10 bits
+    python examples/bitflip.py --num-bits 15 --num-goals 0      # no hindsight: does not learn
+    python examples/bitflip.py --num-bits 20 --steps 60000 --strategy future --seeds 8
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from tqdm import tqdm
+
+import herjax
+from herjax.envs import BitFlip
+
+STRATEGIES = ("future", "final", "episode", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a Double DQN with Hindsight Experience Replay on bit-flipping."""
+
+    num_bits: int = 10
+    """Bits to flip, and actions to choose from."""
+    steps: int = 15_000
+    """Environment steps of each seed, one update each; a multiple of eval-every."""
+    seeds: int = 5
+    """Independent runs, vmapped."""
+    seed: int = 0
+    """Where all randomness starts."""
+    strategy: str = "future"
+    """Where hindsight goals come from: future, final, episode or random."""
+    num_goals: int = 4
+    """Hindsight goals per transition; 0: no HER."""
+    prioritized: bool = True
+    """Prioritised or uniform replay."""
+    priority_exponent: float = 0.6
+    """Alpha of prioritised replay."""
+    beta: float = 0.4
+    """Exponent of the importance weights at first; rises to 1."""
+    capacity: int = 200_000
+    """Transitions held, hindsight copies not counted."""
+    batch_size: int = 64
+    """Transitions in an update."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of the hidden layers."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    discount: float = 0.99
+    """Gamma."""
+    epsilon: float = 0.1
+    """Probability of a random action."""
+    target_period: int = 1000
+    """Steps between copies to the target network."""
+    max_episode_length: int = 100
+    """Steps after which an episode is truncated."""
+    eval_every: int = 100
+    """Steps between evaluations."""
+    eval_episodes: int = 20
+    """Greedy episodes of an evaluation."""
+    out: Path = Path("results/bitflip")
+    """Folder for results.json and success_rate.png."""
+    log_dir: Path | None = None
+    """Folder for TensorBoard scalars; none by default."""
+    progress: bool = True
+    """Whether to show a progress bar."""
+
+
+class Transition(NamedTuple):
+    """One step of the environment."""
+
+    observation: jax.Array  # float32 [num_bits]
+    action: jax.Array  # int32 []
+    next_observation: jax.Array  # float32 [num_bits]; before any reset.
+
+
+class Agent(NamedTuple):
+    """What learning changes."""
+
+    params: optax.Params
+    target_params: optax.Params
+    opt_state: optax.OptState
+
+
+class Loop(NamedTuple):
+    """The carry of the scan."""
+
+    agent: Agent
+    buffer: herjax.BufferState
+    env_state: Any
+    observation: dict[str, jax.Array]
+
+
+class Metrics(NamedTuple):
+    """What is measured at each of E evaluations, float32 [E] each."""
+
+    success_rate: jax.Array  # Of the greedy episodes.
+    loss: jax.Array  # Mean over the steps since the last evaluation.
+
+
+class QNetwork(nn.Module):
+    """Values of all actions for an observation and the goal beside it: [..., num_bits] twice -> [..., num_actions]."""
+
+    num_actions: int
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, observation: jax.Array, goal: jax.Array) -> jax.Array:
+        """Q(observation, goal, .)."""
+        x = jnp.concatenate([observation, goal], axis=-1)
+        for units in self.hidden:
+            x = nn.relu(nn.Dense(units)(x))
+        return nn.Dense(self.num_actions)(x)
+
+
+def achieved_goal(transition: Transition) -> jax.Array:
+    """The goal that the transition achieved."""
+    return transition.next_observation
+
+
+def reward(transition: Transition, goal: jax.Array) -> jax.Array:
+    """0 where the goal is reached, else -1."""
+    return terminated(transition, goal).astype(jnp.float32) - 1
+
+
+def terminated(transition: Transition, goal: jax.Array) -> jax.Array:
+    """Reaching the goal ends the episode."""
+    return jnp.all(transition.next_observation == goal)
+
+
+def make_buffer(config: Config) -> herjax.BufferState:
+    """An empty buffer for bit-flipping."""
+    bits = jax.ShapeDtypeStruct((config.num_bits,), jnp.float32)
+    return herjax.init(
+        Transition(bits, jax.ShapeDtypeStruct((), jnp.int32), bits),
+        capacity=config.capacity,
+        max_episode_length=config.max_episode_length,
+        goal_fn=achieved_goal,
+        reward_fn=reward,
+        terminated_fn=terminated,
+        strategy=config.strategy,
+        num_goals=config.num_goals,
+        priority_exponent=config.priority_exponent if config.prioritized else None,
+    )
+
+
+def make_env(config: Config) -> tuple[BitFlip, Any]:
+    """The environment and its parameters."""
+    env = BitFlip(config.num_bits)
+    return env, env.default_params.replace(max_steps_in_episode=config.max_episode_length)
+
+
+def make_network(config: Config) -> QNetwork:
+    """The Q-network."""
+    return QNetwork(config.num_bits, config.hidden)
+
+
+def start(config: Config, key: jax.Array) -> Loop:
+    """The state of a run before its first step."""
+    key_params, key_env = jax.random.split(key)
+    env, params = make_env(config)
+    observation, env_state = env.reset(key_env, params)
+    weights = make_network(config).init(key_params, observation["observation"], observation["desired_goal"])
+    agent = Agent(weights, weights, optax.adam(config.learning_rate).init(weights))
+    return Loop(agent, make_buffer(config), env_state, observation)
+
+
+def act(config: Config, params: optax.Params, observation: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    """An epsilon-greedy action, int32 []."""
+    key_explore, key_action = jax.random.split(key)
+    values = make_network(config).apply(params, observation["observation"], observation["desired_goal"])
+    random_action = jax.random.randint(key_action, (), 0, config.num_bits)
+    return jnp.where(jax.random.bernoulli(key_explore, config.epsilon), random_action, jnp.argmax(values))
+
+
+def td_errors(config: Config, params: optax.Params, target_params: optax.Params, batch: herjax.Sample) -> jax.Array:
+    """Double Q-learning's errors (van Hasselt et al. 2016, arXiv:1509.06461), [batch_size]."""
+    network = make_network(config)
+    transition = batch.transition
+    values = network.apply(params, transition.observation, batch.goal)
+    value = jnp.take_along_axis(values, transition.action[:, None], axis=1)[:, 0]
+    next_action = jnp.argmax(network.apply(params, transition.next_observation, batch.goal), axis=1)
+    next_values = network.apply(target_params, transition.next_observation, batch.goal)
+    next_value = jnp.take_along_axis(next_values, next_action[:, None], axis=1)[:, 0]
+    target = batch.reward + config.discount * jnp.where(batch.terminated, 0.0, next_value)
+    return jax.lax.stop_gradient(target) - value
+
+
+def update(config: Config, agent: Agent, batch: herjax.Sample, step: jax.Array) -> tuple[Agent, jax.Array, jax.Array]:
+    """One step of Adam; returns the agent, the TD errors [batch_size] and the loss []."""
+
+    def loss_fn(params: optax.Params) -> tuple[jax.Array, jax.Array]:
+        errors = td_errors(config, params, agent.target_params, batch)
+        return jnp.mean(batch.weights * optax.huber_loss(errors)), errors
+
+    (loss, errors), gradients = jax.value_and_grad(loss_fn, has_aux=True)(agent.params)
+    updates, opt_state = optax.adam(config.learning_rate).update(gradients, agent.opt_state)
+    params = optax.apply_updates(agent.params, updates)
+    target_params = optax.periodic_update(params, agent.target_params, step + 1, config.target_period)
+    return Agent(params, target_params, opt_state), errors, loss
+
+
+def train_step(config: Config, loop: Loop, step_and_key: tuple[jax.Array, jax.Array]) -> tuple[Loop, jax.Array]:
+    """Acts once, stores what happened, and learns from a batch; returns the loss."""
+    step, key = step_and_key
+    key_act, key_env, key_goals, key_sample = jax.random.split(key, 4)
+    env, params = make_env(config)
+    action = act(config, loop.agent.params, loop.observation, key_act)
+    observation, env_state, _, ended, truncated, info = env.step(key_env, loop.env_state, action, params)
+    # The environment resets itself: what the action led to is the final observation.
+    transition = Transition(loop.observation["observation"], action, info["final_observation"]["observation"])
+
+    buffer = herjax.add(loop.buffer, transition)
+    buffer = herjax.end_episode(buffer, loop.observation["desired_goal"], key_goals, done=ended | truncated)
+    beta = config.beta + (1 - config.beta) * step / config.steps
+    batch = herjax.sample(buffer, key_sample, config.batch_size, beta=beta)
+    agent, errors, loss = update(config, loop.agent, batch, step)
+    if config.prioritized:
+        buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(errors))
+    return Loop(agent, buffer, env_state, observation), loss
+
+
+def evaluate(config: Config, params: optax.Params, key: jax.Array) -> jax.Array:
+    """The share of greedy episodes that reach their goal, float32 []."""
+    env, env_params = make_env(config)
+    network = make_network(config)
+    key_reset, key_step = jax.random.split(key)
+    observation, state = jax.vmap(env.reset_env, (0, None))(jax.random.split(key_reset, config.eval_episodes), env_params)
+
+    def unfinished(carry: tuple[Any, Any, jax.Array]) -> jax.Array:
+        _, state, success = carry
+        return jnp.any(~success & (state.time < config.max_episode_length))
+
+    def step(carry: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
+        observation, state, success = carry
+        action = jnp.argmax(network.apply(params, observation["observation"], observation["desired_goal"]), axis=-1)
+        observation, state, _, ended, _ = jax.vmap(env.step_env, (None, 0, 0, None))(key_step, state, action, env_params)
+        return observation, state, success | ended
+
+    success = jnp.zeros(config.eval_episodes, bool)
+    return jnp.mean(jax.lax.while_loop(unfinished, step, (observation, state, success))[2].astype(jnp.float32))
+
+
+def train(config: Config, key: jax.Array, report: Callable[[Any], None] | None = None) -> Metrics:
+    """One whole run: a scan over evaluations of a scan over steps. Pure, to be jitted and vmapped over keys.
+
+    Args:
+      config: the settings, static.
+      key: all of the run's randomness; used up.
+      report: called on the host with the success rate after each evaluation.
+    """
+    key_start, key_steps, key_evals = jax.random.split(key, 3)
+    evaluations = config.steps // config.eval_every
+    steps = jnp.arange(config.steps).reshape(evaluations, config.eval_every)
+    keys = jax.random.split(key_steps, steps.shape)
+
+    def train_and_evaluate(loop: Loop, xs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Loop, Metrics]:
+        steps, keys, key_eval = xs
+        loop, losses = jax.lax.scan(partial(train_step, config), loop, (steps, keys))
+        success_rate = evaluate(config, loop.agent.params, key_eval)
+        if report is not None:
+            jax.debug.callback(report, success_rate)
+        return loop, Metrics(success_rate, jnp.mean(losses))
+
+    xs = (steps, keys, jax.random.split(key_evals, evaluations))
+    return jax.lax.scan(train_and_evaluate, start(config, key_start), xs)[1]
+
+
+class Progress:
+    """A bar that counts the steps of all seeds and shows their success rate."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._bar = tqdm(total=config.steps * config.seeds, unit="step", unit_scale=True, disable=not config.progress)
+        self._latest = np.zeros(config.seeds)
+        self._calls = 0
+
+    def report(self, success_rate: jax.Array) -> None:
+        """One seed's evaluation. Seeds come in any order, so that the rate shown is that of the latest `seeds` calls."""
+        self._latest[self._calls % self._config.seeds] = success_rate
+        self._calls += 1
+        self._bar.set_postfix_str(f"success {self._latest.mean():.2f}", refresh=False)
+        self._bar.update(self._config.eval_every)
+
+    def close(self) -> None:
+        """Leaves the bar where it stands."""
+        self._bar.close()
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains all seeds and returns what results.json holds."""
+    progress = Progress(config)
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    began = time.perf_counter()
+    train_seeds = jax.jit(jax.vmap(partial(train, config, report=progress.report))).lower(keys).compile()
+    compiled = time.perf_counter()
+    metrics = jax.block_until_ready(train_seeds(keys))
+    jax.effects_barrier()
+    seconds = time.perf_counter() - compiled
+    progress.close()
+    buffer = jax.eval_shape(partial(make_buffer, config))
+    return {
+        "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
+        "eval_steps": list(range(config.eval_every, config.steps + 1, config.eval_every)),
+        "success_rate": np.asarray(metrics.success_rate).tolist(),
+        "loss": np.asarray(metrics.loss).tolist(),
+        "seconds": seconds,
+        "compile_seconds": compiled - began,
+        "steps_per_second": config.steps * config.seeds / seconds,
+        "buffer_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer)),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def table(results: dict[str, Any], rows: int = 15) -> str:
+    """The success rate by step, and what the run cost, as text."""
+    rates = np.asarray(results["success_rate"])  # [seeds, E]
+    lines = [f"{'step':>9} {'mean':>6} {'std':>6} {'min':>6} {'max':>6}"]
+    shown = np.unique(np.linspace(0, rates.shape[1] - 1, rows).round().astype(int))
+    for e in shown:
+        at = rates[:, e]
+        lines.append(f"{results['eval_steps'][e]:>9,} {at.mean():6.2f} {at.std():6.2f} {at.min():6.2f} {at.max():6.2f}")
+    last = rates[:, -10:].mean(axis=1)
+    lines += [
+        "",
+        f"last ten evaluations, each seed   {' '.join(f'{rate:.2f}' for rate in last)}",
+        f"training                          {results['seconds']:.1f} s",
+        f"compilation                       {results['compile_seconds']:.1f} s",
+        f"steps per second, all seeds       {results['steps_per_second']:,.0f}",
+        f"buffer, each seed                 {results['buffer_bytes'] / 2**20:.1f} MiB",
+        f"device                            {results['device']}",
+    ]
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Draws the mean success rate and every seed's."""
+    import matplotlib  # noqa: PLC0415 - only the end of a run needs it.
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    rates = np.asarray(results["success_rate"])
+    config = results["config"]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for seed_rates in rates:
+        axes.plot(results["eval_steps"], seed_rates, color="tab:blue", alpha=0.25, linewidth=0.8)
+    axes.plot(results["eval_steps"], rates.mean(axis=0), color="tab:blue", linewidth=2, label=f"mean of {len(rates)} seeds")
+    goals = f"HER {config['strategy']}, k = {config['num_goals']}" if config["num_goals"] else "without HER"
+    replay = "prioritised" if config["prioritized"] else "uniform"
+    axes.set(
+        title=f"Bit-flipping, {config['num_bits']} bits: Double DQN, {goals}, {replay} replay",
+        xlabel="environment steps",
+        ylabel="success rate (greedy)",
+        ylim=(-0.03, 1.03),
+    )
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def log_scalars(results: dict[str, Any], folder: Path) -> None:
+    """Writes loss and success rate of each seed for TensorBoard."""
+    from tensorboardX import SummaryWriter  # noqa: PLC0415 - only where asked for.
+
+    for seed, (rates, losses) in enumerate(zip(results["success_rate"], results["loss"], strict=True)):
+        with SummaryWriter(str(folder / f"seed_{seed}")) as writer:
+            for step, rate, loss in zip(results["eval_steps"], rates, losses, strict=True):
+                writer.add_scalar("success_rate", rate, step)
+                writer.add_scalar("loss", loss, step)
+
+
+def complaint(config: Config) -> str | None:
+    """What is wrong with the flags and what to give instead, in one line; None where nothing is."""
+    at_least_one = ("num_bits", "seeds", "steps", "batch_size", "eval_every", "eval_episodes", "max_episode_length", "target_period")
+    for name in at_least_one:
+        if getattr(config, name) < 1:
+            return f"--{name.replace('_', '-')} is {getattr(config, name)}; give at least 1."
+    if config.steps % config.eval_every:
+        return f"--steps is {config.steps}; give a multiple of --eval-every, which is {config.eval_every}."
+    if config.num_goals < 0:
+        return f"--num-goals is {config.num_goals}; give 0 for no HER, or the hindsight goals per transition."
+    if config.strategy not in STRATEGIES:
+        return f"--strategy is {config.strategy!r}; give one of {', '.join(STRATEGIES)}."
+    if config.capacity < config.max_episode_length:
+        return f"--capacity is {config.capacity}; give at least one episode, --max-episode-length, which is {config.max_episode_length}."
+    for name in ("epsilon", "discount", "beta"):
+        if not 0 <= getattr(config, name) <= 1:
+            return f"--{name} is {getattr(config, name)}; give a number from 0 to 1."
+    for name in ("learning_rate", "priority_exponent"):
+        if not 0 <= getattr(config, name) < float("inf"):
+            return f"--{name.replace('_', '-')} is {getattr(config, name)}; give a finite number >= 0."
+    return None
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Reads the flags, trains, and shows what was learned."""
+    config = tyro.cli(Config, args=args)
+    if (problem := complaint(config)) is not None:
+        print(f"bitflip.py: {problem}", file=sys.stderr)
+        sys.exit(2)
+    results = run(config)
+    print(table(results))
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "results.json").write_text(json.dumps(results, indent=1))
+    plot(results, config.out / "success_rate.png")
+    print(f"written                           {config.out / 'results.json'}, {config.out / 'success_rate.png'}")
+    if config.log_dir is not None:
+        log_scalars(results, config.log_dir)
+        print(f"TensorBoard                       {config.log_dir}")
+
+
+if __name__ == "__main__":
+    main()

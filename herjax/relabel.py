@@ -1,0 +1,116 @@
+"""Hindsight relabelling (Andrychowicz et al. 2017, arXiv:1707.01495, section 3.4): which achieved goal to pretend to have wanted.
+
+Knows episodes and goals, and nothing of how a buffer stores them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.experimental import checkify
+
+Transition: TypeAlias = chex.ArrayTree
+Goal: TypeAlias = chex.ArrayTree
+
+GoalFn: TypeAlias = Callable[[Transition], Goal]
+RewardFn: TypeAlias = Callable[[Transition, Goal], jax.Array]
+TerminatedFn: TypeAlias = Callable[[Transition, Goal], jax.Array]
+
+StrategyFn: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(key, step, length) -> goal_step`, each int32 [] but the key: the step whose achieved goal becomes the goal of `step`."""
+
+RANDOM = "random"
+"""The one strategy whose goals come from other episodes too, so that the buffer has to draw them."""
+
+
+def future(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+    """A step of `step .. length - 1`, uniformly."""
+    return step + _below(key, length - step)
+
+
+def episode(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+    """A step of `0 .. length - 1`, uniformly."""
+    del step
+    return _below(key, length)
+
+
+def final(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+    """The last step."""
+    del key, step
+    return length - 1
+
+
+STRATEGIES: dict[str, StrategyFn] = {"future": future, "episode": episode, "final": final}
+
+
+@dataclasses.dataclass(frozen=True)
+class geometric:  # noqa: N801 - reads as the function that it stands for; a class so that equal discounts compare equal.
+    """A strategy that prefers near goals: `P(step + j)` proportional to `discount^j`, `j = 0 .. length - 1 - step`.
+
+    The truncated geometric distribution of contrastive RL (Eysenbach et al. 2022, arXiv:2206.07568, section 3).
+
+    Args:
+      discount: in [0, 1]. 0 keeps the transition's own achieved goal, 1 is `"future"`.
+
+    Raises:
+      ValueError: `discount` lies outside [0, 1].
+    """
+
+    discount: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"discount is {self.discount}; geometric needs one in [0, 1].")
+
+    def __call__(self, key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        if self.discount == 0:
+            return step
+        if self.discount == 1:
+            return future(key, step, length)
+        rate = math.log(self.discount)
+        remaining = length - step
+        mass = -jnp.expm1(rate * remaining.astype(jnp.float32))
+        quantile = jax.random.uniform(key)
+        ahead = jnp.floor(jnp.log1p(-quantile * mass) / rate).astype(jnp.int32)
+        return step + jnp.clip(ahead, 0, remaining - 1)
+
+
+def hindsight_goals(
+    strategy: StrategyFn, key: jax.Array, achieved: Goal, length: jax.Array, num_goals: int, checked: jax.Array
+) -> Goal:
+    """Draws hindsight goals for every step of one episode from the goals that it achieved.
+
+    Args:
+      strategy: names the step whose goal to take.
+      key: used up.
+      achieved: the achieved goals, each leaf [max_episode_length, ...]; those from `length` on are not used.
+      length: int32 [], >= 1, steps in the episode.
+      num_goals: goals drawn per step.
+      checked: bool [], whether a step outside the episode is reported under checkify (it is clipped in any case).
+
+    Returns:
+      Goals with leaves [max_episode_length, num_goals, ...]; rows from `length` on repeat the last step's.
+    """
+    max_length = jax.tree.leaves(achieved)[0].shape[0]
+    steps = jnp.minimum(jnp.arange(max_length), length - 1)
+    keys = jax.random.split(key, (max_length, num_goals))
+    draw = jax.vmap(jax.vmap(strategy, (0, None, None)), (0, 0, None))
+    goal_steps = draw(keys, steps, length)
+    inside = jnp.clip(goal_steps, 0, length - 1)
+    strays = (inside != goal_steps) & checked
+    checkify.debug_check(
+        ~jnp.any(strays),
+        "strategy: it returned goal_step {goal_step}, which lies outside the episode of length {length} and was clipped into it",
+        goal_step=goal_steps.ravel()[jnp.argmax(strays)],
+        length=length,
+    )
+    return jax.tree.map(lambda leaf: leaf[inside], achieved)
+
+
+def _below(key: jax.Array, bound: jax.Array) -> jax.Array:
+    """Uniform on `0 .. bound - 1`; the bias of a float's 23 bits is below bound / 2^23."""
+    return jnp.floor(jax.random.uniform(key) * bound.astype(jnp.float32)).astype(jnp.int32)

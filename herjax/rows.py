@@ -1,0 +1,128 @@
+"""A pytree stored as one row of machine words.
+
+Leaves of one width lie side by side in one array, so that writing a transition is one update and reading a sampled one is
+one gather, however many fields it has. Values are kept bit for bit, whatever their dtype.
+"""
+
+import dataclasses
+import math
+from typing import TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Rows: TypeAlias = dict[str, jax.Array]
+"""Words by their dtype's name ("uint8", "uint16", "uint32"): each [..., words]."""
+
+_WORD_BITS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint32}
+_NARROW_LEAF = 4  # A leaf of fewer elements is widened to 32-bit words rather than bringing an array of its own.
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """Where one leaf of the pytree lies in a row, and what it looks like outside."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: jnp.dtype
+    group: str  # The dtype of the words that it is stored in.
+    start: int  # Its first word in that group.
+    words: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a pytree of fixed structure, shapes and dtypes maps to a row. Static and hashable."""
+
+    treedef: jax.tree_util.PyTreeDef
+    leaves: tuple[Leaf, ...]
+
+    @classmethod
+    def of(cls, name: str, tree: chex.ArrayTree) -> "Layout":
+        """The layout of `tree`, whose leaves are arrays, scalars or `jax.ShapeDtypeStruct`s.
+
+        Raises:
+          TypeError: a leaf's dtype cannot be stored as words (a typed PRNG key, a 4-bit integer, an object).
+        """
+        paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        used: dict[str, int] = {}
+        leaves = []
+        for path, value in paths_and_leaves:
+            leaf_path = name + jax.tree_util.keystr(path)
+            shape, dtype = _aval(leaf_path, value)
+            width = _word_bits(leaf_path, dtype)
+            size = math.prod(shape)
+            group = jnp.dtype(_WORD_BITS[width] if size >= _NARROW_LEAF else jnp.uint32).name
+            words = size * max(1, dtype.itemsize // 4)
+            start = used.get(group, 0)
+            used[group] = start + words
+            leaves.append(Leaf(leaf_path, shape, dtype, group, start, words))
+        return cls(treedef, tuple(leaves))
+
+    def struct(self) -> chex.ArrayTree:
+        """The pytree of `jax.ShapeDtypeStruct`s that this layout stores."""
+        return self.treedef.unflatten([jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves])
+
+    def zeros(self, num_rows: int) -> Rows:
+        """`num_rows` rows of zeros, each array [num_rows, words]."""
+        widths: dict[str, int] = {}
+        for leaf in self.leaves:
+            widths[leaf.group] = widths.get(leaf.group, 0) + leaf.words
+        return {group: jnp.zeros((num_rows, words), group) for group, words in widths.items() if words}
+
+    def check(self, name: str, tree: chex.ArrayTree) -> None:
+        """Raises `ValueError` or `TypeError`, naming the leaf, where one `tree` is not of this layout."""
+        paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        if treedef != self.treedef:
+            raise ValueError(f"{name} has the structure {treedef}, but init was given {self.treedef}; pass the same pytree.")
+        for (path, value), leaf in zip(paths_and_leaves, self.leaves, strict=True):
+            leaf_path = name + jax.tree_util.keystr(path)
+            shape, dtype = _aval(leaf_path, value)
+            if shape != leaf.shape:
+                raise ValueError(f"{leaf_path} has shape {shape}, expected {leaf.shape} as at init; pass one, unbatched.")
+            if dtype != leaf.dtype:
+                raise TypeError(f"{leaf_path} has dtype {dtype}, expected {leaf.dtype} as at init; convert it with astype.")
+
+    def pack(self, tree: chex.ArrayTree) -> Rows:
+        """One pytree of this layout as one row: each array [words]."""
+        groups: dict[str, list[jax.Array]] = {}
+        for leaf, value in zip(self.leaves, self.treedef.flatten_up_to(tree), strict=True):
+            if leaf.words:
+                bits = jnp.ravel(jnp.asarray(value, leaf.dtype)).view(_WORD_BITS[_word_bits(leaf.path, leaf.dtype)])
+                groups.setdefault(leaf.group, []).append(bits.astype(leaf.group))
+        return {group: jnp.concatenate(parts) for group, parts in groups.items()}
+
+    def unpack(self, row: Rows) -> chex.ArrayTree:
+        """The pytree that `pack` made this row (each array [words]) from."""
+        return self.treedef.unflatten([_read(leaf, row) for leaf in self.leaves])
+
+
+def _read(leaf: Leaf, row: Rows) -> jax.Array:
+    if not leaf.words:
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    words = row[leaf.group][leaf.start : leaf.start + leaf.words]
+    bits = words.astype(_WORD_BITS[_word_bits(leaf.path, leaf.dtype)])
+    return bits.view(leaf.dtype).reshape(leaf.shape)
+
+
+def _aval(path: str, value: chex.ArrayTree) -> tuple[tuple[int, ...], jnp.dtype]:
+    try:
+        aval = jax.eval_shape(jnp.asarray, value) if not isinstance(value, jax.ShapeDtypeStruct) else value
+    except TypeError as error:
+        raise TypeError(f"{path} is {value!r}, which is no array; give arrays, scalars or jax.ShapeDtypeStruct.") from error
+    return tuple(aval.shape), aval.dtype
+
+
+def _word_bits(path: str, dtype: jnp.dtype) -> int:
+    if dtype == jnp.bool_:
+        return 8
+    if jnp.issubdtype(dtype, jnp.integer):
+        bits = jnp.iinfo(dtype).bits
+    elif jnp.issubdtype(dtype, jnp.inexact):
+        bits = jnp.finfo(dtype).bits
+    else:
+        raise TypeError(f"{path} has dtype {dtype}, which cannot be stored; give a numeric array (jax.random.key_data for keys).")
+    if bits not in _WORD_BITS:
+        raise TypeError(f"{path} has dtype {dtype} of {bits} bits; convert it to 8, 16, 32 or 64 bits.")
+    return bits
