@@ -344,20 +344,15 @@ def _commit_priorities(state: BufferState, start: jax.Array, length: jax.Array) 
     window = config.max_episode_length * config.num_copies
     steps = jnp.arange(window) // config.num_copies
     fresh = jnp.where(steps < length, _stored(config, state.max_priority), 0)
-    end = start + length
-
-    def clear(tree: sum_tree.SumTree, row: jax.Array) -> sum_tree.SumTree:
-        return sum_tree.fill(tree, row * config.num_copies, jnp.zeros(window))
-
-    tree = sum_tree.fill(state.tree, start * config.num_copies, fresh)
-    tree = clear(tree, state.head)
-    # A new lap leaves rows of the lap before last behind `end`; where there is none, `end` is `head` and clear already.
-    tree = jax.lax.cond(anywhere(state.head != end), clear, lambda tree, row: tree, tree, end)
+    none = jnp.zeros(window)
+    # The last window clears what a new lap leaves behind the ended episode; without a new lap it is the second again.
+    rows_and_values = [(start, fresh), (state.head, none), (start + length, none)]
+    tree = sum_tree.fill(state.tree, [(row * config.num_copies, values) for row, values in rows_and_values])
     if config.capacity < 2 * config.max_episode_length - 1:
         # So small a buffer has rows to spare beyond its capacity: clear those that have just left it.
-        leaves = tree[0].ravel()
+        leaves = tree[0]
         held = _is_held(state, jnp.arange(leaves.size) // config.num_copies)
-        tree = sum_tree.fill(tree, jnp.int32(0), jnp.where(held, leaves, 0))
+        tree = sum_tree.fill(tree, [(jnp.int32(0), jnp.where(held, leaves, 0))])
     return tree
 
 
@@ -473,12 +468,13 @@ def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Ar
     held = _is_held(state, indices // config.num_copies)
     _report_rejected(state, indices, priorities, held, valid)
     accepted = held & valid
-    order = jnp.arange(indices.size)
-    last = jnp.max(jnp.where(accepted & (indices == indices[:, None]), order, 0), axis=1)
     targets = jnp.where(accepted, indices, _INT32_MAX)
+    # Sorted by index, those that are alike form a run, of which the last is kept.
+    targets, stored = jax.lax.sort((targets, _stored(config, priorities)), num_keys=1, is_stable=True)
+    targets = jnp.where(targets == jnp.append(targets[1:], -1), _INT32_MAX, targets)
     return dataclasses.replace(
         state,
-        tree=sum_tree.set_leaves(state.tree, targets, _stored(config, priorities[last])),
+        tree=sum_tree.set_leaves(state.tree, targets, stored),
         max_priority=jnp.maximum(state.max_priority, jnp.max(jnp.where(accepted, priorities, 0))),
         num_rejected=_count(state.num_rejected, jnp.where(can_sample(state), jnp.sum(~accepted), 0)),
     )

@@ -6,6 +6,7 @@ and never enters a half whose sum is zero, so no leaf of value zero is found whi
 """
 
 import math
+from functools import partial
 from typing import TypeAlias
 
 import jax
@@ -14,7 +15,11 @@ import jax.numpy as jnp
 FANOUT = 8
 
 SumTree: TypeAlias = tuple[jax.Array, ...]
-"""Levels from the leaves up to the root's children, float32 [nodes, FANOUT] each; the last has one node."""
+"""Levels from the leaves up to the root's children, float32 [nodes * FANOUT] each; the last has one node.
+
+Each is flat and an array of its own: XLA copies a level that is written in one shape and read in another, and a whole tree in
+which one level is read while the next is written.
+"""
 
 
 def init(num_leaves: int) -> SumTree:
@@ -22,13 +27,13 @@ def init(num_leaves: int) -> SumTree:
     nodes, levels = num_leaves, []
     while nodes > 1 or not levels:
         nodes = math.ceil(nodes / FANOUT)
-        levels.append(jnp.zeros((nodes, FANOUT), jnp.float32))
+        levels.append(jnp.zeros(nodes * FANOUT, jnp.float32))
     return tuple(levels)
 
 
 def total(tree: SumTree) -> jax.Array:
     """The sum of all leaves, float32 []."""
-    return _sum(tree[-1][0])
+    return _sum(tree[-1])
 
 
 def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -45,22 +50,34 @@ def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Arra
     Returns:
       The leaf's index, int32 [], and its value, float32 []. Where every leaf is zero: the first one.
     """
-    node, value = jnp.int32(0), target
+    found = (target.astype(jnp.int32) * 0, target * 0, target, residue)
+    # Each level is a loop of at most one turn, because XLA leaves loops apart: levels that follow each other it fuses, and
+    # computes the whole way down again for every value read at the end of it.
+    turns = (total(tree) > 0).astype(jnp.int32)
     for level in reversed(tree):
-        children = _columns(level.at[node].get(mode="promise_in_bounds"))
-        node = node * FANOUT
-        while (half := len(children) // 2) > 0:
-            left, right = _add_up(children[:half]), _add_up(children[half:])
-            beyond = target - left
-            rest = beyond + residue
-            go_right = (rest >= 0) & (right > 0)
-            residue = jnp.where(go_right, residue - (rest - beyond), residue)
-            target = jnp.where(go_right, rest, target)
-            node = node + jnp.where(go_right, half, 0)
-            children = [jnp.where(go_right, *pair) for pair in zip(children[half:], children[:half], strict=True)]
-        # Without the barrier XLA recomputes the levels above for every child it reads: exponential work.
-        node, value, target, residue = jax.lax.optimization_barrier((node, children[0], target, residue))
-    return node, value
+        found = jax.lax.fori_loop(0, turns, partial(_descend, level), found)
+    return found[:2]
+
+
+_Found: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+"""A node's index int32 [], its value, and the rest of target and residue, float32 []."""
+
+
+def _descend(level: jax.Array, _: jax.Array, found: _Found) -> _Found:
+    """From a node to that of its children, in `level`, which holds the target."""
+    parent, _, target, residue = found
+    node = parent * FANOUT
+    children = _columns(_children(level, parent, 1))
+    while (half := len(children) // 2) > 0:
+        left, right = _add_up(children[:half]), _add_up(children[half:])
+        beyond = target - left
+        rest = beyond + residue
+        go_right = (rest >= 0) & (right > 0)
+        residue = jnp.where(go_right, residue - (rest - beyond), residue)
+        target = jnp.where(go_right, rest, target)
+        node = node + jnp.where(go_right, half, 0)
+        children = [jnp.where(go_right, *pair) for pair in zip(children[half:], children[:half], strict=True)]
+    return node, children[0], target, residue
 
 
 def set_leaves(tree: SumTree, indices: jax.Array, values: jax.Array) -> SumTree:
@@ -71,30 +88,48 @@ def set_leaves(tree: SumTree, indices: jax.Array, values: jax.Array) -> SumTree:
       indices: int32 [n], >= 0; one past the last leaf is dropped. An index may come twice, with the same value.
       values: float32 [n], finite and >= 0.
     """
-    levels = [tree[0].at[indices // FANOUT, indices % FANOUT].set(values, mode="drop")]
-    nodes = jnp.minimum(indices // FANOUT, tree[0].shape[0] - 1)
+    levels = [tree[0].at[indices].set(values, mode="drop")]
+    nodes = jnp.minimum(indices, tree[0].size - 1)
     for parents in tree[1:]:
-        sums = _sum(levels[-1].at[nodes].get(mode="promise_in_bounds"))
-        levels.append(parents.at[nodes // FANOUT, nodes % FANOUT].set(sums, mode="promise_in_bounds"))
         nodes = nodes // FANOUT
+        children = jax.vmap(_children, (None, 0, None))(levels[-1], nodes, 1)
+        levels.append(parents.at[nodes].set(_sum(children), mode="promise_in_bounds"))
     return tuple(levels)
 
 
-def fill(tree: SumTree, start: jax.Array, values: jax.Array) -> SumTree:
-    """Sets the leaves `start, start + 1, ...` to `values`, float32 [n]; all of them must lie in the tree."""
-    first, count = start, values.shape[0]
-    levels = [_write(tree[0], first, values)]
+def fill(tree: SumTree, windows: list[tuple[jax.Array, jax.Array]]) -> SumTree:
+    """Sets windows of leaves.
+
+    Args:
+      tree: the sum tree.
+      windows: pairs of `start`, int32 [], and `values`, float32 [n]: the leaves `start, start + 1, ...`, all of which must
+        lie in the tree. Where windows overlap, the last wins.
+    """
+    # Level by level, not window by window: a level that is read between two writes would be copied.
+    level = tree[0]
+    for start, values in windows:
+        level = jax.lax.dynamic_update_slice(level, values, (start,))
+    levels = [level]
+    spans = [(start, values.size) for start, values in windows]
     for parents in tree[1:]:
         children = levels[-1]
-        count = min((count + FANOUT - 2) // FANOUT + 1, children.shape[0])  # As many nodes as an unaligned window can touch.
-        first = jnp.minimum(first // FANOUT, children.shape[0] - count)
-        window = jax.lax.dynamic_slice_in_dim(children, first, count)
-        levels.append(_write(parents, first, _sum(window)))
+        spans = [_parents(children, first, count) for first, count in spans]
+        sums = [_sum(_children(children, first, count).reshape(count, FANOUT)) for first, count in spans]
+        for (first, _), values in zip(spans, sums, strict=True):
+            parents = jax.lax.dynamic_update_slice(parents, values, (first,))
+        levels.append(parents)
     return tuple(levels)
 
 
-def _write(level: jax.Array, start: jax.Array, values: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(level.ravel(), values, start, axis=0).reshape(level.shape)
+def _parents(children: jax.Array, first: jax.Array, count: int) -> tuple[jax.Array, int]:
+    """The nodes that cover `count` of a level's children from `first` on, wherever that is: the first one and how many."""
+    nodes = min((count + FANOUT - 2) // FANOUT + 1, children.size // FANOUT)
+    return jnp.minimum(first // FANOUT, children.size // FANOUT - nodes), nodes
+
+
+def _children(level: jax.Array, node: jax.Array, count: int) -> jax.Array:
+    """The children of `count` nodes of a level from `node` on, [count * FANOUT]."""
+    return jax.lax.dynamic_slice(level, (node * FANOUT,), (count * FANOUT,))
 
 
 def _sum(children: jax.Array) -> jax.Array:
