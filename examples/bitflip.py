@@ -1,8 +1,8 @@
 """Bit-flipping solved by a goal-conditioned Double DQN with HER and prioritised replay, all inside one scan, seeds vmapped.
 
-    python examples/bitflip.py                                  # solves 10 bits
-    python examples/bitflip.py --num-bits 15 --num-goals 0      # no hindsight: does not learn
-    python examples/bitflip.py --num-bits 20 --steps 60000 --strategy future --seeds 8
+python examples/bitflip.py                                  # solves 10 bits
+python examples/bitflip.py --num-bits 15 --num-goals 0      # no hindsight: does not learn
+python examples/bitflip.py --num-bits 20 --steps 60000 --strategy future --seeds 8
 """
 
 import dataclasses
@@ -383,34 +383,43 @@ def log_scalars(results: dict[str, Any], folder: Path) -> None:
                 writer.add_scalar("loss", loss, step)
 
 
-def complaint(config: Config) -> str | None:
-    """What is wrong with the flags and what to give instead, in one line; None where nothing is."""
-    at_least_one = ("num_bits", "seeds", "steps", "batch_size", "eval_every", "eval_episodes", "max_episode_length", "target_period")
-    for name in at_least_one:
-        if getattr(config, name) < 1:
-            return f"--{name.replace('_', '-')} is {getattr(config, name)}; give at least 1."
-    if config.steps % config.eval_every:
-        return f"--steps is {config.steps}; give a multiple of --eval-every, which is {config.eval_every}."
-    if config.num_goals < 0:
-        return f"--num-goals is {config.num_goals}; give 0 for no HER, or the hindsight goals per transition."
-    if config.strategy not in STRATEGIES:
-        return f"--strategy is {config.strategy!r}; give one of {', '.join(STRATEGIES)}."
-    if config.capacity < config.max_episode_length:
-        return f"--capacity is {config.capacity}; give at least one episode, --max-episode-length, which is {config.max_episode_length}."
+def check(config: Config) -> None:
+    """Raises `ValueError` that says, in one line, what is wrong with the flags and what to give instead."""
+
+    def require(good: bool, name: str, remedy: str) -> None:
+        if not good:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; give {remedy}.")
+
+    for name in (
+        "num_bits",
+        "seeds",
+        "steps",
+        "batch_size",
+        "target_period",
+        "max_episode_length",
+        "eval_every",
+        "eval_episodes",
+    ):
+        require(getattr(config, name) >= 1, name, "at least 1")
     for name in ("epsilon", "discount", "beta"):
-        if not 0 <= getattr(config, name) <= 1:
-            return f"--{name} is {getattr(config, name)}; give a number from 0 to 1."
+        require(0 <= getattr(config, name) <= 1, name, "a number from 0 to 1")
     for name in ("learning_rate", "priority_exponent"):
-        if not 0 <= getattr(config, name) < float("inf"):
-            return f"--{name.replace('_', '-')} is {getattr(config, name)}; give a finite number >= 0."
-    return None
+        require(0 <= getattr(config, name) < float("inf"), name, "a finite number >= 0")
+    require(min(config.hidden, default=1) >= 1, "hidden", "at least 1 unit in each layer")
+    require(config.num_goals >= 0, "num_goals", "0 for no HER, or a number of hindsight goals per transition")
+    require(config.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}")
+    require(config.steps % config.eval_every == 0, "steps", f"a multiple of --eval-every, {config.eval_every}")
+    episode = config.max_episode_length
+    require(config.capacity >= episode, "capacity", f"room for one episode, --max-episode-length, {episode}, at least")
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Reads the flags, trains, and shows what was learned."""
     config = tyro.cli(Config, args=args)
-    if (problem := complaint(config)) is not None:
-        print(f"bitflip.py: {problem}", file=sys.stderr)
+    try:
+        check(config)
+    except ValueError as error:
+        print(f"bitflip.py: {error}", file=sys.stderr)
         sys.exit(2)
     results = run(config)
     print(table(results))

@@ -1,21 +1,15 @@
 """herjax: Hindsight Experience Replay inside the training loop. One immutable state, and pure jitted functions."""
 
-from herjax.buffer import (
-    BufferState,
-    Sample,
-    add,
-    can_sample,
-    end_episode,
-    init,
-    sample,
-    size,
-    update_priorities,
-)
+from herjax.buffer import Sample, add, end_episode, sample
+from herjax.prioritized import update_priorities
 from herjax.relabel import geometric
+from herjax.state import BufferState, can_sample, init, size
+from herjax.version import __version__
 
 __all__ = [
     "BufferState",
     "Sample",
+    "__version__",
     "add",
     "can_sample",
     "end_episode",
@@ -25,5 +19,3 @@ __all__ = [
     "size",
     "update_priorities",
 ]
-
-__version__ = "0.1.0"

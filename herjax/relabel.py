@@ -1,4 +1,4 @@
-"""Hindsight relabelling (Andrychowicz et al. 2017, arXiv:1707.01495, section 3.4): which achieved goal to pretend to have wanted.
+"""Hindsight relabelling (Andrychowicz et al. 2017, arXiv:1707.01495, section 3.4): which achieved goal to have wanted.
 
 Knows episodes and goals, and nothing of how a buffer stores them.
 """
@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-Transition: TypeAlias = chex.ArrayTree
-Goal: TypeAlias = chex.ArrayTree
+from herjax.rows import Pytree
+
+Transition: TypeAlias = Pytree
+Goal: TypeAlias = Pytree
 
 GoalFn: TypeAlias = Callable[[Transition], Goal]
 RewardFn: TypeAlias = Callable[[Transition, Goal], jax.Array]
@@ -67,6 +68,7 @@ class geometric:  # noqa: N801 - reads as the function that it stands for; a cla
             raise ValueError(f"discount is {self.discount}; geometric needs one in [0, 1].")
 
     def __call__(self, key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        """A step of `step .. length - 1`, int32 []; `key` is used up."""
         if self.discount == 0:
             return step
         if self.discount == 1:
@@ -79,33 +81,31 @@ class geometric:  # noqa: N801 - reads as the function that it stands for; a cla
         return step + jnp.clip(ahead, 0, remaining - 1)
 
 
-def hindsight_goals(
-    strategy: StrategyFn, key: jax.Array, achieved: Goal, length: jax.Array, num_goals: int, checked: jax.Array
-) -> Goal:
+def hindsight_goals(strategy: StrategyFn, key: jax.Array, achieved: Goal, length: jax.Array, num_goals: int) -> Goal:
     """Draws hindsight goals for every step of one episode from the goals that it achieved.
+
+    A step that lies outside the episode is clipped into it, and named under checkify.
 
     Args:
       strategy: names the step whose goal to take.
       key: used up.
       achieved: the achieved goals, each leaf [max_episode_length, ...]; those from `length` on are not used.
-      length: int32 [], >= 1, steps in the episode.
+      length: int32 [], steps in the episode; 0: there is none, and what is drawn means nothing.
       num_goals: goals drawn per step.
-      checked: bool [], whether a step outside the episode is reported under checkify (it is clipped in any case).
 
     Returns:
       Goals with leaves [max_episode_length, num_goals, ...]; rows from `length` on repeat the last step's.
     """
+    last = jnp.maximum(length - 1, 0)
     max_length = jax.tree.leaves(achieved)[0].shape[0]
-    steps = jnp.minimum(jnp.arange(max_length), length - 1)
+    steps = jnp.minimum(jnp.arange(max_length), last)
     keys = jax.random.split(key, (max_length, num_goals))
-    draw = jax.vmap(jax.vmap(strategy, (0, None, None)), (0, 0, None))
-    goal_steps = draw(keys, steps, length)
-    inside = jnp.clip(goal_steps, 0, length - 1)
-    strays = (inside != goal_steps) & checked
+    drawn = jax.vmap(jax.vmap(strategy, (0, None, None)), (0, 0, None))(keys, steps, last + 1)
+    inside = jnp.clip(drawn, 0, last)
     checkify.debug_check(
-        ~jnp.any(strays),
-        "strategy: it returned goal_step {goal_step}, which lies outside the episode of length {length} and was clipped into it",
-        goal_step=goal_steps.ravel()[jnp.argmax(strays)],
+        jnp.all(inside == drawn) | (length == 0),
+        "strategy: it returned goal_step {goal_step}, outside the episode of length {length}; it was clipped into it",
+        goal_step=drawn.ravel()[jnp.argmax(inside != drawn)],
         length=length,
     )
     return jax.tree.map(lambda leaf: leaf[inside], achieved)

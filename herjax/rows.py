@@ -6,16 +6,18 @@ one gather, however many fields it has. Values are kept bit for bit, whatever th
 
 import dataclasses
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
+
+Pytree: TypeAlias = Any
+"""A pytree of arrays; JAX has no type for one."""
 
 Rows: TypeAlias = dict[str, jax.Array]
 """Words by their dtype's name ("uint8", "uint16", "uint32"): each [..., words]."""
 
-_WORD_BITS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint32}
+_PACKED = ("int2", "uint2", "int4", "uint4", "float4_e2m1fn")  # Two and more of these share a byte.
 _NARROW_LEAF = 4  # A leaf of fewer elements is widened to 32-bit words rather than bringing an array of its own.
 
 
@@ -39,7 +41,7 @@ class Layout:
     leaves: tuple[Leaf, ...]
 
     @classmethod
-    def of(cls, name: str, tree: chex.ArrayTree) -> "Layout":
+    def of(cls, name: str, tree: Pytree) -> "Layout":
         """The layout of `tree`, whose leaves are arrays, scalars or `jax.ShapeDtypeStruct`s.
 
         Raises:
@@ -51,16 +53,15 @@ class Layout:
         for path, value in paths_and_leaves:
             leaf_path = name + jax.tree_util.keystr(path)
             shape, dtype = _aval(leaf_path, value)
-            width = _word_bits(leaf_path, dtype)
             size = math.prod(shape)
-            group = jnp.dtype(_WORD_BITS[width] if size >= _NARROW_LEAF else jnp.uint32).name
+            group = _word(leaf_path, dtype) if size >= _NARROW_LEAF else "uint32"
             words = size * max(1, dtype.itemsize // 4)
             start = used.get(group, 0)
             used[group] = start + words
             leaves.append(Leaf(leaf_path, shape, dtype, group, start, words))
         return cls(treedef, tuple(leaves))
 
-    def struct(self) -> chex.ArrayTree:
+    def struct(self) -> Pytree:
         """The pytree of `jax.ShapeDtypeStruct`s that this layout stores."""
         return self.treedef.unflatten([jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves])
 
@@ -71,7 +72,7 @@ class Layout:
             widths[leaf.group] = widths.get(leaf.group, 0) + leaf.words
         return {group: jnp.zeros((num_rows, words), group) for group, words in widths.items() if words}
 
-    def check(self, name: str, tree: chex.ArrayTree) -> None:
+    def check(self, name: str, tree: Pytree) -> None:
         """Raises `ValueError` or `TypeError`, naming the leaf, where one `tree` is not of this layout."""
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
         if treedef != self.treedef:
@@ -84,16 +85,16 @@ class Layout:
             if dtype != leaf.dtype:
                 raise TypeError(f"{leaf_path} has dtype {dtype}, expected {leaf.dtype} as at init; convert it with astype.")
 
-    def pack(self, tree: chex.ArrayTree) -> Rows:
+    def pack(self, tree: Pytree) -> Rows:
         """One pytree of this layout as one row: each array [words]."""
         groups: dict[str, list[jax.Array]] = {}
         for leaf, value in zip(self.leaves, self.treedef.flatten_up_to(tree), strict=True):
             if leaf.words:
-                bits = jnp.ravel(jnp.asarray(value, leaf.dtype)).view(_WORD_BITS[_word_bits(leaf.path, leaf.dtype)])
+                bits = jnp.ravel(jnp.asarray(value, leaf.dtype)).view(_word(leaf.path, leaf.dtype))
                 groups.setdefault(leaf.group, []).append(bits.astype(leaf.group))
         return {group: jnp.concatenate(parts) for group, parts in groups.items()}
 
-    def unpack(self, row: Rows) -> chex.ArrayTree:
+    def unpack(self, row: Rows) -> Pytree:
         """The pytree that `pack` made this row (each array [words]) from."""
         return self.treedef.unflatten([_read(leaf, row) for leaf in self.leaves])
 
@@ -102,11 +103,11 @@ def _read(leaf: Leaf, row: Rows) -> jax.Array:
     if not leaf.words:
         return jnp.zeros(leaf.shape, leaf.dtype)
     words = row[leaf.group][leaf.start : leaf.start + leaf.words]
-    bits = words.astype(_WORD_BITS[_word_bits(leaf.path, leaf.dtype)])
+    bits = words.astype(_word(leaf.path, leaf.dtype))
     return bits.view(leaf.dtype).reshape(leaf.shape)
 
 
-def _aval(path: str, value: chex.ArrayTree) -> tuple[tuple[int, ...], jnp.dtype]:
+def _aval(path: str, value: Pytree) -> tuple[tuple[int, ...], jnp.dtype]:
     try:
         aval = jax.eval_shape(jnp.asarray, value) if not isinstance(value, jax.ShapeDtypeStruct) else value
     except TypeError as error:
@@ -114,15 +115,10 @@ def _aval(path: str, value: chex.ArrayTree) -> tuple[tuple[int, ...], jnp.dtype]
     return tuple(aval.shape), aval.dtype
 
 
-def _word_bits(path: str, dtype: jnp.dtype) -> int:
-    if dtype == jnp.bool_:
-        return 8
-    if jnp.issubdtype(dtype, jnp.integer):
-        bits = jnp.iinfo(dtype).bits
-    elif jnp.issubdtype(dtype, jnp.inexact):
-        bits = jnp.finfo(dtype).bits
-    else:
-        raise TypeError(f"{path} has dtype {dtype}, which cannot be stored; give a numeric array (jax.random.key_data for keys).")
-    if bits not in _WORD_BITS:
-        raise TypeError(f"{path} has dtype {dtype} of {bits} bits; convert it to 8, 16, 32 or 64 bits.")
-    return bits
+def _word(path: str, dtype: jnp.dtype) -> str:
+    """The unsigned words that hold a value's bits."""
+    numeric = dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.number)
+    if not numeric or dtype.name in _PACKED:
+        remedy = "jax.random.key_data for keys, astype for integers or floats of less than 8 bits"
+        raise TypeError(f"{path} has dtype {dtype}, which cannot be stored; convert it ({remedy}).")
+    return {1: "uint8", 2: "uint16"}.get(dtype.itemsize, "uint32")

@@ -24,7 +24,8 @@ which one level is read while the next is written.
 
 def init(num_leaves: int) -> SumTree:
     """A tree of at least `num_leaves` leaves, all zero."""
-    nodes, levels = num_leaves, []
+    nodes = num_leaves
+    levels: list[jax.Array] = []
     while nodes > 1 or not levels:
         nodes = math.ceil(nodes / FANOUT)
         levels.append(jnp.zeros(nodes * FANOUT, jnp.float32))
@@ -111,8 +112,8 @@ def fill(tree: SumTree, windows: list[tuple[jax.Array, jax.Array]]) -> SumTree:
         level = jax.lax.dynamic_update_slice(level, values, (start,))
     levels = [level]
     spans = [(start, values.size) for start, values in windows]
-    for parents in tree[1:]:
-        children = levels[-1]
+    for level in tree[1:]:
+        children, parents = levels[-1], level
         spans = [_parents(children, first, count) for first, count in spans]
         sums = [_sum(_children(children, first, count).reshape(count, FANOUT)) for first, count in spans]
         for (first, _), values in zip(spans, sums, strict=True):

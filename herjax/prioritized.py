@@ -1,0 +1,144 @@
+"""Prioritised replay (Schaul et al. 2015, arXiv:1511.05952): proportional, stratified, with a priority for every copy."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import checkify
+
+from herjax import sum_tree
+from herjax.state import INT32_MAX, BufferState, Config, can_sample, count, is_held
+from herjax.sum_tree import SumTree
+
+_SMALLEST = 2.0**-126  # Of float32, at full precision.
+_LARGEST = 2.0**97  # 2^31 of them add up to a finite float32.
+
+
+@jax.jit
+def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Array) -> BufferState:
+    """Sets the priorities of sampled copies, stored as `(p + priority_epsilon)^priority_exponent`.
+
+    Where an index comes twice, its last accepted priority wins. A priority that is NaN, infinite or negative, or whose index
+    holds nothing, changes nothing, is counted in `num_rejected`, and named under checkify; on an empty buffer it is ignored.
+
+    Args:
+      state: the buffer, made with a `priority_exponent`.
+      indices: integer [n], from `sample`.
+      priorities: [n], the new absolute TD errors.
+
+    Returns:
+      The next state.
+
+    Raises:
+      ValueError: the buffer is uniform, or the shapes differ.
+      TypeError: `indices` are not integers.
+    """
+    config = state.config
+    if state.tree is None:
+        raise ValueError("priorities cannot be updated: the buffer is uniform; give init a priority_exponent, such as 0.6.")
+    if jnp.shape(indices) != jnp.shape(priorities):
+        raise ValueError(
+            f"indices have shape {jnp.shape(indices)} and priorities {jnp.shape(priorities)}; give one priority for each index."
+        )
+    if not jnp.issubdtype(jnp.asarray(indices).dtype, jnp.integer):
+        raise TypeError(f"indices have dtype {jnp.asarray(indices).dtype}; give the integers that sample returned.")
+    indices, priorities = jnp.ravel(indices).astype(jnp.int32), jnp.ravel(priorities).astype(jnp.float32)
+    valid = jnp.isfinite(priorities) & (priorities >= 0)
+    held = is_held(state, indices // config.num_copies)
+    _report_rejected(state, indices, priorities, held, valid)
+    accepted = held & valid
+    targets = jnp.where(accepted, indices, INT32_MAX)
+    # Sorted by index, those that are alike form a run, of which the last is kept.
+    targets, stored = jax.lax.sort((targets, _stored(config, priorities)), num_keys=1, is_stable=True)
+    targets = jnp.where(targets == jnp.append(targets[1:], -1), INT32_MAX, targets)
+    return dataclasses.replace(
+        state,
+        tree=sum_tree.set_leaves(state.tree, targets, stored),
+        max_priority=jnp.maximum(state.max_priority, jnp.max(jnp.where(accepted, priorities, 0))),
+        num_rejected=count(state.num_rejected, jnp.where(can_sample(state), jnp.sum(~accepted), 0)),
+    )
+
+
+def _report_rejected(state: BufferState, indices: jax.Array, priorities: jax.Array, held: jax.Array, valid: jax.Array) -> None:
+    empty = ~can_sample(state)
+    checkify.debug_check(
+        empty | jnp.all(valid),
+        "update_priorities: priorities must be finite and >= 0, but one is {priority}; it was rejected",
+        priority=priorities[jnp.argmin(valid)],
+    )
+    checkify.debug_check(
+        empty | jnp.all(held),
+        "update_priorities: indices must come from sample, but {index} holds nothing; it was rejected",
+        index=indices[jnp.argmin(held)],
+    )
+
+
+def enter(tree: SumTree, state: BufferState, start: jax.Array, length: jax.Array) -> SumTree:
+    """Gives the copies of an ended episode the largest priority so far, and those of rows that made room none.
+
+    Args:
+      tree: the priorities before.
+      state: the buffer once the episode has ended.
+      start: the episode's first row, int32 [].
+      length: its steps, int32 []; 0: none has ended.
+    """
+    config = state.config
+    window = config.max_episode_length * config.num_copies
+    steps = jnp.arange(window) // config.num_copies
+    entering = jnp.where(steps < length, _stored(config, state.max_priority), 0)
+    cleared = jnp.zeros(window)
+    # The last window clears what a new lap leaves behind the ended episode; without a new lap it is the second again.
+    rows_and_values = [(start, entering), (state.head, cleared), (start + length, cleared)]
+    tree = sum_tree.fill(tree, [(row * config.num_copies, values) for row, values in rows_and_values])
+    if config.capacity < 2 * config.max_episode_length - 1:
+        # So small a buffer has rows to spare beyond its capacity: clear those that have just left it.
+        held = is_held(state, jnp.arange(tree[0].size) // config.num_copies)
+        tree = sum_tree.fill(tree, [(jnp.int32(0), jnp.where(held, tree[0], 0))])
+    return tree
+
+
+def draw(tree: SumTree, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws leaves in proportion to their values, one from each of `batch_size` strata of equal mass.
+
+    Returns:
+      Leaves int32 [batch_size], their values float32 [batch_size], and the sum of all values float32 [].
+    """
+    mass = sum_tree.total(tree)
+    leaves, values = jax.vmap(partial(sum_tree.find, tree))(*_strata(key, batch_size, mass))
+    return leaves, values, mass
+
+
+def _strata(key: jax.Array, batch_size: int, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A point in each of `batch_size` equal parts of [0, mass): float32 [batch_size], and what that rounds off.
+
+    A float32 holds a part's number and as many random bits as still fit; the rest of 32 random bits is the residue.
+    """
+    bits = jax.random.bits(key, (batch_size,), jnp.uint32)
+    coarse_bits = max(23 - (batch_size - 1).bit_length(), 1)
+    fine_bits = min(32 - coarse_bits, 24)
+    coarse = bits >> (32 - coarse_bits)
+    fine = (bits >> (32 - coarse_bits - fine_bits)) & (2**fine_bits - 1)
+    width = mass / batch_size
+    target = jnp.arange(batch_size, dtype=jnp.float32) + coarse.astype(jnp.float32) * 2.0**-coarse_bits
+    residue = fine.astype(jnp.float32) * 2.0 ** -(coarse_bits + fine_bits)
+    return target * width, residue * width
+
+
+def importance_weights(
+    probabilities: jax.Array, copies_held: jax.Array, beta: jax.Array | float, axis_name: str | None
+) -> jax.Array:
+    """`(N P)^-beta` over the largest in the batch (section 3.4), float32 [batch_size]; 0 where P is."""
+    drawn = probabilities > 0
+    scaled = jnp.where(drawn, probabilities * copies_held.astype(jnp.float32), 1)
+    weights = jnp.where(drawn, scaled ** -jnp.asarray(beta, jnp.float32), 0)
+    largest = jnp.max(weights)
+    if axis_name is not None:
+        largest = jax.lax.pmax(largest, axis_name)
+    return weights / jnp.where(largest > 0, largest, 1)
+
+
+def _stored(config: Config, priorities: jax.Array) -> jax.Array:
+    """The tree's value of a priority (section 3.3), kept where neither it nor the sum of all can underflow or overflow."""
+    powers = (priorities + config.priority_epsilon) ** (config.priority_exponent or 0.0)
+    return jnp.clip(powers, _SMALLEST if config.priority_epsilon > 0 else 0.0, _LARGEST)
