@@ -212,24 +212,40 @@ def update(config: Config, agent: Agent, batch: herjax.Sample, step: jax.Array) 
     return Agent(params, target_params, opt_state), errors, loss
 
 
-def train_step(config: Config, loop: Loop, step_and_key: tuple[jax.Array, jax.Array]) -> tuple[Loop, jax.Array]:
-    """Acts once, stores what happened, and learns from a batch; returns the loss."""
-    step, key = step_and_key
-    key_act, key_env, key_goals, key_sample = jax.random.split(key, 4)
+class Outcome(NamedTuple):
+    """What one step of the environment brought."""
+
+    transition: Transition
+    goal: jax.Array  # float32 [num_bits]; the goal that was pursued.
+    done: jax.Array  # bool []; whether the episode ended.
+    env_state: Any
+    observation: dict[str, jax.Array]
+
+
+def interact(config: Config, loop: Loop, key: jax.Array) -> Outcome:
+    """Takes one step in the environment."""
+    key_act, key_env = jax.random.split(key)
     env, params = make_env(config)
     action = act(config, loop.agent.params, loop.observation, key_act)
     observation, env_state, _, ended, truncated, info = env.step(key_env, loop.env_state, action, params)
     # The environment resets itself: what the action led to is the final observation.
     transition = Transition(loop.observation["observation"], action, info["final_observation"]["observation"])
+    return Outcome(transition, loop.observation["desired_goal"], ended | truncated, env_state, observation)
 
-    buffer = herjax.add(loop.buffer, transition)
-    buffer = herjax.end_episode(buffer, loop.observation["desired_goal"], key_goals, done=ended | truncated)
-    beta = config.beta + (1 - config.beta) * step / config.steps
+
+def train_step(config: Config, loop: Loop, step_and_key: tuple[jax.Array, jax.Array]) -> tuple[Loop, jax.Array]:
+    """Acts once, stores what happened, and learns from a batch; returns the loss."""
+    step, key = step_and_key
+    key_interact, key_goals, key_sample = jax.random.split(key, 3)
+    outcome = interact(config, loop, key_interact)
+    buffer = herjax.add(loop.buffer, outcome.transition)
+    buffer = herjax.end_episode(buffer, outcome.goal, key_goals, done=outcome.done)
+    beta = config.beta + (1 - config.beta) * (step / config.steps)
     batch = herjax.sample(buffer, key_sample, config.batch_size, beta=beta)
     agent, errors, loss = update(config, loop.agent, batch, step)
     if config.prioritized:
         buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(errors))
-    return Loop(agent, buffer, env_state, observation), loss
+    return Loop(agent, buffer, outcome.env_state, outcome.observation), loss
 
 
 def evaluate(config: Config, params: optax.Params, key: jax.Array) -> jax.Array:

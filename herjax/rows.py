@@ -42,7 +42,7 @@ class Layout:
 
     @classmethod
     def of(cls, name: str, tree: Pytree) -> "Layout":
-        """The layout of `tree`, whose leaves are arrays, scalars or `jax.ShapeDtypeStruct`s.
+        """The layout of `tree`, called `name` in messages, whose leaves are arrays, scalars or `jax.ShapeDtypeStruct`s.
 
         Raises:
           TypeError: a leaf's dtype cannot be stored as words (a typed PRNG key, a 4-bit integer, an object).
@@ -54,7 +54,8 @@ class Layout:
             leaf_path = name + jax.tree_util.keystr(path)
             shape, dtype = _aval(leaf_path, value)
             size = math.prod(shape)
-            group = _word(leaf_path, dtype) if size >= _NARROW_LEAF else "uint32"
+            word = _word(leaf_path, dtype)
+            group = word if size >= _NARROW_LEAF else "uint32"
             words = size * max(1, dtype.itemsize // 4)
             start = used.get(group, 0)
             used[group] = start + words

@@ -1,0 +1,131 @@
+"""The bit-flipping script: it learns, it needs hindsight to, and it says what it did."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import bitflip
+import herjax
+
+SMALL = bitflip.Config(
+    num_bits=8, steps=5000, seeds=2, eval_every=1000, capacity=20_000, max_episode_length=20, target_period=250, progress=False
+)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion() -> Iterator[None]:
+    """Optax promotes an integer step count, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def last_success(config: bitflip.Config) -> np.ndarray:
+    """The success rate of each seed at the end, [seeds]."""
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    return np.asarray(jax.jit(jax.vmap(partial(bitflip.train, config)))(keys).success_rate[:, -1])
+
+
+def test_learns_eight_bits() -> None:
+    """With HER and prioritised replay, two seeds solve 8 bits."""
+    assert np.all(last_success(SMALL) >= 0.9)
+
+
+def test_does_not_learn_without_relabelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the learning test shows is relabelling's work: with rewards that ignore the hindsight goal it fails."""
+    monkeypatch.setattr(bitflip, "reward", lambda _, goal: goal[0] * 0 - 1)
+    monkeypatch.setattr(bitflip, "terminated", lambda _, goal: goal[0] < 0)
+    assert np.all(last_success(SMALL) <= 0.5)
+
+
+@pytest.mark.slow
+def test_default_run_solves_ten_bits() -> None:
+    """The default run ends with every seed at success 0.97 or more over its last ten evaluations."""
+    results = bitflip.run(dataclasses.replace(bitflip.Config(), progress=False))
+    assert np.all(np.asarray(results["success_rate"])[:, -10:].mean(axis=1) >= 0.97)
+
+
+@pytest.mark.slow
+def test_fifteen_bits_need_hindsight() -> None:
+    """In 30,000 steps 15 bits are learned with HER, and not at all without it."""
+    config = dataclasses.replace(bitflip.Config(), num_bits=15, steps=30_000, eval_every=1000, seeds=2, progress=False)
+    assert np.all(last_success(config) >= 0.9)
+    assert np.all(last_success(dataclasses.replace(config, num_goals=0)) <= 0.1)
+
+
+@pytest.mark.parametrize("strategy", bitflip.STRATEGIES)
+def test_every_strategy_runs(strategy: str) -> None:
+    """All four strategies train, to finite losses."""
+    config = dataclasses.replace(
+        SMALL, num_bits=3, steps=20, seeds=1, eval_every=20, capacity=50, hidden=(8,), strategy=strategy
+    )
+    assert np.all(np.isfinite(bitflip.run(config)["loss"]))
+
+
+def test_main_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script prints a table and writes results.json, a plot and TensorBoard scalars; the same key, the same figures."""
+    flags = ["--num-bits", "4", "--steps", "60", "--seeds", "2", "--eval-every", "20", "--capacity", "200", "--hidden", "8"]
+    figures = []
+    for out in (tmp_path / "first", tmp_path / "second"):
+        bitflip.main([*flags, "--no-progress", "--out", str(out), "--log-dir", str(out / "logs")])
+        results = json.loads((out / "results.json").read_text())
+        figures.append((results["success_rate"], results["loss"]))
+        assert np.shape(results["success_rate"]) == np.shape(results["loss"]) == (2, 3)
+        assert results["eval_steps"] == [20, 40, 60]
+        assert results["config"]["num_bits"] == 4
+        assert results["steps_per_second"] == pytest.approx(120 / results["seconds"])
+        assert {"compile_seconds", "device"} <= results.keys()
+        assert (out / "success_rate.png").stat().st_size > 1000
+        assert len(list((out / "logs").glob("seed_*/events*"))) == 2
+    assert figures[0] == figures[1]
+    assert "steps per second" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        ("--seeds 0", "--seeds is 0; give at least 1."),
+        ("--steps -100", "--steps is -100; give at least 1."),
+        ("--strategy fate", "--strategy is fate; give one of future, final, episode, random."),
+        ("--capacity 50", "--capacity is 50; give room for one episode, --max-episode-length, 100, at least."),
+        ("--num-goals -1", "--num-goals is -1; give 0 for no HER, or a number of hindsight goals per transition."),
+        ("--steps 150", "--steps is 150; give a multiple of --eval-every, 100."),
+        ("--epsilon 2", "--epsilon is 2.0; give a number from 0 to 1."),
+    ],
+)
+def test_bad_flags_get_one_line_and_status_2(flags: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that cannot work is refused in one line that says what to give instead."""
+    with pytest.raises(SystemExit) as exit_info:
+        bitflip.main(flags.split())
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == f"bitflip.py: {remedy}\n"
+
+
+def test_script_shows_its_progress(tmp_path: Path) -> None:
+    """Run as a program, it ends with status 0, and its bar has counted every step of all seeds."""
+    flags = ["--num-bits", "3", "--steps", "40", "--seeds", "2", "--eval-every", "20", "--capacity", "200", "--hidden", "8"]
+    command = [sys.executable, bitflip.__file__, *flags, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "80.0/80.0" in done.stderr
+    assert "success" in done.stderr
+    assert "last ten evaluations" in done.stdout
+
+
+def test_transitions_hold_what_the_action_led_to() -> None:
+    """Across resets, each stored transition differs in exactly the bit that its action flipped."""
+    config = dataclasses.replace(SMALL, num_bits=3, max_episode_length=5)
+    keys = jax.random.split(jax.random.key(1), 200)
+    steps = (jax.numpy.arange(200), keys)
+    loop, _ = jax.jit(
+        lambda: jax.lax.scan(partial(bitflip.train_step, config), bitflip.start(config, jax.random.key(0)), steps)
+    )()
+    batch = herjax.sample(loop.buffer, jax.random.key(2), 500)
+    flipped = np.asarray(batch.transition.observation != batch.transition.next_observation)
+    np.testing.assert_array_equal(flipped, np.eye(3, dtype=bool)[batch.transition.action])

@@ -1,0 +1,176 @@
+"""What a step costs to compile and to run: one trace, nothing copied, no key used twice."""
+
+import re
+from functools import partial
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import herjax
+
+CAPACITY = 50_000
+STEPS = 64
+
+
+class Transition(NamedTuple):
+    """A transition of two leaves."""
+
+    observation: jax.Array
+    action: jax.Array
+
+
+def goal_fn(transition: Transition) -> jax.Array:
+    return transition.observation[:2]
+
+
+def reward_fn(transition: Transition, goal: jax.Array) -> jax.Array:
+    return jnp.sum(transition.observation[:2] * goal)
+
+
+def terminated_fn(transition: Transition, goal: jax.Array) -> jax.Array:
+    return jnp.all(transition.observation[:2] == goal)
+
+
+def make(priority_exponent: float | None, capacity: int = CAPACITY, strategy: str = "future") -> herjax.BufferState:
+    return herjax.init(
+        Transition(jnp.zeros(3), jnp.int32(0)),
+        capacity=capacity,
+        max_episode_length=10,
+        goal_fn=goal_fn,
+        reward_fn=reward_fn,
+        terminated_fn=terminated_fn,
+        strategy=strategy,
+        num_goals=2,
+        priority_exponent=priority_exponent,
+    )
+
+
+def step(buffer: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, herjax.Sample]:
+    """One step of a training loop that needs no agent: a random transition, and its reward as the TD error."""
+    key_observation, key_done, key_goals, key_sample = jax.random.split(key, 4)
+    transition = Transition(jax.random.normal(key_observation, (3,)), jnp.int32(7))
+    buffer = herjax.add(buffer, transition)
+    buffer = herjax.end_episode(buffer, jnp.ones(2), key_goals, done=jax.random.bernoulli(key_done, 0.2))
+    batch = herjax.sample(buffer, key_sample, 16, beta=0.5)
+    if buffer.tree is not None:
+        buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(batch.reward))
+    return buffer, batch
+
+
+class Observed(NamedTuple):
+    """All that a user can observe of a run: what the dead rows of a state hold is no one's business."""
+
+    batches: herjax.Sample
+    size: jax.Array
+    priorities: jax.Array | None
+    pending: jax.Array
+
+
+def observe(buffer: herjax.BufferState, batches: herjax.Sample) -> Observed:
+    return Observed(batches, herjax.size(buffer), None if buffer.tree is None else buffer.tree[0], buffer.pending)
+
+
+def run(key: jax.Array, buffer: herjax.BufferState) -> Observed:
+    return observe(*jax.lax.scan(step, buffer, jax.random.split(key, STEPS)))
+
+
+@pytest.mark.parametrize("strategy", ["future", "random"])
+@pytest.mark.parametrize("priority_exponent", [None, 0.6])
+def test_eager_jitted_scanned_and_vmapped_agree(priority_exponent: float | None, strategy: str, key: jax.Array) -> None:
+    """The same keys give the same batches and states, call by call or in one compiled scan, alone or vmapped."""
+    buffer = make(priority_exponent, capacity=40, strategy=strategy)
+    keys = jax.random.split(key, 3)
+    scanned = [jax.jit(run)(key, buffer) for key in keys]
+
+    eager, batches = buffer, []
+    for step_key in jax.random.split(keys[0], STEPS):
+        eager, batch = step(eager, step_key)
+        batches.append(batch)
+    chex.assert_trees_all_close(
+        observe(eager, jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)), scanned[0], rtol=1e-6
+    )
+
+    nested = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (0, None)))(keys[:, None], buffer)
+    for lane, alone in enumerate(scanned):
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=lane: leaf[i, 0], nested), alone, rtol=1e-6)
+    assert not np.array_equal(scanned[0].batches.indices, scanned[1].batches.indices), "other keys, other batches"
+
+
+def test_each_function_is_traced_once(key: jax.Array) -> None:
+    """Many steps with states, keys and goals that differ trace every function one time."""
+    traces = dict.fromkeys(["add", "end_episode", "sample", "update_priorities"], 0)
+
+    def counted(name: str, *args: jax.Array) -> herjax.BufferState | herjax.Sample:
+        traces[name] += 1
+        return getattr(herjax, name)(*args)
+
+    calls = {name: jax.jit(partial(counted, name), static_argnums=2 if name == "sample" else ()) for name in traces}
+    buffer = make(0.6)
+    for index, step_key in enumerate(jax.random.split(key, 30)):
+        buffer = calls["add"](buffer, Transition(jnp.full(3, index, jnp.float32), jnp.int32(index)))
+        buffer = calls["end_episode"](buffer, jnp.full(2, index, jnp.float32), step_key, jnp.asarray(index % 3 == 2))
+        batch = calls["sample"](buffer, step_key, 8)
+        buffer = calls["update_priorities"](buffer, batch.indices, jnp.full(8, index, jnp.float32))
+    assert traces == dict.fromkeys(traces, 1)
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+@pytest.mark.parametrize("priority_exponent", [None, 0.6])
+def test_a_step_copies_no_storage(priority_exponent: float | None, seeds: int, key: jax.Array) -> None:
+    """The compiled loop holds no copy, select or broadcast of the buffer's size, so that a step's cost is flat in capacity."""
+    start = make(priority_exponent)
+    keys = jax.random.split(key, seeds) if seeds > 1 else key
+    loop = jax.vmap(run, (0, None)) if seeds > 1 else run
+    compiled = jax.jit(lambda keys: jax.tree.map(jnp.sum, loop(keys, start).batches)).lower(keys).compile()
+    wasteful = []
+    for line in compiled.as_text().splitlines():
+        match = re.search(r"= \w+\[([\d,]+)\]\S* (copy|select|copy-start)\(", line)
+        if match and np.prod([int(size) for size in match[1].split(",")]) >= CAPACITY:
+            wasteful.append(line.strip()[:150])
+    assert not wasteful, "\n".join(wasteful)
+    held = seeds * sum(leaf.nbytes for leaf in jax.tree.leaves(start))
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.15 * held
+
+
+@pytest.mark.parametrize("strategy", ["future", "random", herjax.geometric(0.9)])
+def test_no_key_is_used_twice(strategy: str, key: jax.Array) -> None:
+    """The key-reuse checker finds nothing in the whole loop (under `vmap` it objects to any scan over split keys)."""
+    with jax.debug_key_reuse(True):
+        jax.block_until_ready(jax.jit(run)(key, make(0.6, capacity=40, strategy=strategy)))
+
+
+def test_shard_map_over_devices_equals_each_alone(key: jax.Array) -> None:
+    """Under `shard_map`, one buffer a device, each device's run is the run of its own key."""
+    mesh = jax.make_mesh((1,), ("seed",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("seed")
+
+    def one(keys: jax.Array) -> jax.Array:
+        buffer = jax.lax.pcast(make(0.6, capacity=40), "seed", to="varying")
+        return run(keys[0], buffer).batches.indices[None]
+
+    keys = jax.random.split(key, 1)
+    sharded = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec))(keys)
+    np.testing.assert_array_equal(sharded[0], run(keys[0], make(0.6, capacity=40)).batches.indices)
+
+
+def test_sharded_probabilities_are_those_of_the_whole(key: jax.Array) -> None:
+    """With `axis_name`, probabilities are over the sum of all shards and the largest weight of any shard is 1."""
+
+    def shard(key: jax.Array, priority: jax.Array) -> tuple[herjax.Sample, herjax.Sample]:
+        buffer = make(1.0, capacity=40)
+        for index in range(4):
+            buffer = herjax.add(buffer, Transition(jnp.full(3, index, jnp.float32), jnp.int32(index)))
+        buffer = herjax.end_episode(buffer, jnp.ones(2), key)
+        buffer = herjax.update_priorities(buffer, jnp.arange(12), jnp.broadcast_to(priority, 12))
+        return herjax.sample(buffer, key, 12, beta=1.0, axis_name="shard"), herjax.sample(buffer, key, 12, beta=1.0)
+
+    priorities = jnp.asarray([1.0, 3.0])
+    whole, alone = jax.vmap(shard, axis_name="shard")(jax.random.split(key, 2), priorities)
+    np.testing.assert_allclose(alone.probabilities, np.full((2, 12), 1 / 12), rtol=1e-5)
+    np.testing.assert_allclose(whole.probabilities, np.repeat([[1 / 48], [3 / 48]], 12, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(whole.weights, np.repeat([[1.0], [1 / 3]], 12, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(alone.weights, np.ones((2, 12)), rtol=1e-5)
