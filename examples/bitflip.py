@@ -120,9 +120,10 @@ class QNetwork(nn.Module):
     def __call__(self, observation: jax.Array, goal: jax.Array) -> jax.Array:
         """Q(observation, goal, .)."""
         x = jnp.concatenate([observation, goal], axis=-1)
+        dense = partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
         for units in self.hidden:
-            x = nn.relu(nn.Dense(units)(x))
-        return nn.Dense(self.num_actions)(x)
+            x = nn.relu(dense(units)(x))
+        return dense(self.num_actions)(x)
 
 
 def achieved_goal(transition: Transition) -> jax.Array:

@@ -169,18 +169,18 @@ def sample(
     copies_held = size(state) * config.num_copies
     if state.tree is None:
         indices = _draw_uniformly(state, key, batch_size)
-        priorities, priority_sum = jnp.ones(batch_size), copies_held.astype(jnp.float32)
+        weights = jnp.full(batch_size, can_sample(state).astype(jnp.float32))
+        priorities, priority_sum = weights, copies_held.astype(jnp.float32)
     else:
         indices, priorities, priority_sum = prioritized.draw(state.tree, key, batch_size)
     if axis_name is not None:
         copies_held, priority_sum = jax.lax.psum((copies_held, priority_sum), axis_name)
     probabilities = priorities / jnp.where(priority_sum > 0, priority_sum, 1)
-    weights = jnp.ones(batch_size)
     if state.tree is not None:
         weights = prioritized.importance_weights(probabilities, copies_held, beta, axis_name)
-    copies: Copy = jax.vmap(config.copy.unpack)(_read(state.copies, indices))
-    batch = Sample(
-        transition=_read_transitions(state, indices // config.num_copies),
+    copies: Copy = jax.vmap(config.copy.unpack)(_read_held(state, state.copies, indices))
+    return Sample(
+        transition=jax.vmap(config.transition.unpack)(_read_held(state, state.transitions, indices // config.num_copies)),
         goal=copies.goal,
         reward=copies.reward,
         terminated=copies.terminated,
@@ -189,7 +189,6 @@ def sample(
         probabilities=probabilities,
         weights=weights,
     )
-    return Sample(*jax.tree.map(lambda leaf: jnp.where(can_sample(state), leaf, jnp.zeros_like(leaf)), batch))
 
 
 def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
@@ -203,6 +202,11 @@ def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.
 def _read_transitions(state: BufferState, rows: jax.Array) -> Transition:
     """The transitions in `rows`, int32 [n]: each leaf [n, ...]."""
     return jax.vmap(state.config.transition.unpack)(_read(state.transitions, rows))
+
+
+def _read_held(state: BufferState, rows: Rows, indices: jax.Array) -> Rows:
+    """Rows, or zeros on an empty buffer: chosen between as words, since a select of bfloat16 may lose a NaN's bits."""
+    return {group: jnp.where(can_sample(state), words, 0) for group, words in _read(rows, indices).items()}
 
 
 def _read(rows: Rows, indices: jax.Array) -> Rows:

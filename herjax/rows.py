@@ -120,6 +120,6 @@ def _word(path: str, dtype: jnp.dtype) -> str:
     """The unsigned words that hold a value's bits."""
     numeric = dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.number)
     if not numeric or dtype.name in _PACKED:
-        remedy = "jax.random.key_data for keys, astype for integers or floats of less than 8 bits"
+        remedy = "use jax.random.key_data for keys, astype for integers or floats of less than 8 bits"
         raise TypeError(f"{path} has dtype {dtype}, which cannot be stored; convert it ({remedy}).")
     return {1: "uint8", 2: "uint16"}.get(dtype.itemsize, "uint32")

@@ -176,17 +176,16 @@ def init(
             f"capacity {capacity} with num_goals {num_goals} makes {num_leaves} copies, more than an int32 index can name; "
             "give a smaller capacity or num_goals."
         )
-    zero = jnp.int32(0)
     return BufferState(
         transitions=config.transition.zeros(config.num_rows + 1),
         copies=config.copy.zeros(config.num_rows * config.num_copies),
         tree=None if priority_exponent is None else sum_tree.init(num_leaves),
         max_priority=jnp.float32(1),
-        head=zero,
-        lap_end=zero,
-        pending=zero,
-        num_dropped=zero,
-        num_rejected=zero,
+        head=jnp.int32(0),  # Arrays of their own, so that the state can be donated.
+        lap_end=jnp.int32(0),
+        pending=jnp.int32(0),
+        num_dropped=jnp.int32(0),
+        num_rejected=jnp.int32(0),
         config=config,
     )
 

@@ -168,7 +168,7 @@ def call_sequences(max_episode_length: int) -> st.SearchStrategy[list[int]]:
 
 
 def assert_holds(
-    state: herjax.BufferState, oracle: Oracle, size: int, strategy: str, copies: int, seed: int
+    state: herjax.BufferState, oracle: Oracle, size: int, strategy: str, copies: int, *, seed: int
 ) -> dict[int, dict[int, int]]:
     """Assert that draws reach every copy held and nothing else; the source at every index, by transition."""
     batch = herjax.sample(state, jax.random.key(seed), COVERING_BATCH)
@@ -234,7 +234,7 @@ def test_any_sequence_of_calls_holds_what_a_list_of_episodes_holds(
                     oracle.end_episode(-n, done=kind == END)
                 oracle.observe_size(size)
                 assert dropped == oracle.num_dropped
-            where = assert_holds(state, oracle, int(sizes[-1]), strategy, copies, seed + number)
+            where = assert_holds(state, oracle, int(sizes[-1]), strategy, copies, seed=seed + number)
             assert all(seen[n] == where[n] for n in seen.keys() & where.keys()), "a copy changed its index or goal"
             seen = where
 
@@ -625,7 +625,7 @@ def test_checkify_reports_an_episode_that_is_too_long(length: int) -> None:
     if length == 4:
         error.throw()
     else:
-        with pytest.raises(checkify.JaxRuntimeError, match="max_episode_length.*4"):
+        with pytest.raises(checkify.JaxRuntimeError, match=r"max_episode_length.*4"):
             error.throw()
 
 

@@ -378,13 +378,13 @@ def test_any_sequence_of_updates_is_a_dictionarys() -> None:
             after = numbers_at(state)
             held = {index: held[index] if before.get(index) == after[index] else largest for index in after}
             choices = [*after, *after, -1, 10_000]
-            pairs = [(choices[at % len(choices)], priority) for at, priority in pairs] + [(-1, 1.0)] * (width - len(pairs))
-            for index, priority in pairs:
+            named = [(choices[at % len(choices)], priority) for at, priority in pairs] + [(-1, 1.0)] * (width - len(pairs))
+            for index, priority in named:
                 if index in held and np.isfinite(priority) and priority >= 0:
                     held[index], largest = priority, max(largest, priority)
                 else:
                     num_rejected += 1
-            indices, priorities = zip(*pairs, strict=True)
+            indices, priorities = zip(*named, strict=True)
             state = herjax.update_priorities(state, jnp.array(indices, jnp.int32), jnp.array(priorities, jnp.float32))
             assert int(state.num_rejected) == num_rejected
             assert_probabilities(state, {index: (p + epsilon) ** exponent for index, p in held.items()})

@@ -86,6 +86,12 @@ WITHIN_EPISODE = {
 }
 STRATEGIES = {**{name: strategy for name, (strategy, _) in WITHIN_EPISODE.items()}, "random": "random"}
 
+
+def name_of(strategy: str | Callable[..., jax.Array]) -> str:
+    """A strategy's name, the same in every process."""
+    return getattr(strategy, "__name__", str(strategy))
+
+
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())
 within_episode = pytest.mark.parametrize(("strategy", "distribution"), WITHIN_EPISODE.values(), ids=WITHIN_EPISODE.keys())
 
@@ -228,7 +234,7 @@ def assert_independent(one: np.ndarray, other: np.ndarray, num_tables: int) -> N
     assert stats.chi2_contingency(table, correction=False).pvalue > FALSE_ALARM_RATE / num_tables
 
 
-@pytest.mark.parametrize("strategy", ["future", "episode", "random", past, herjax.geometric(0.5)], ids=repr)
+@pytest.mark.parametrize("strategy", ["future", "episode", "random", past, herjax.geometric(0.5)], ids=name_of)
 def test_goals_are_independent_across_copies_and_steps(strategy):
     """Neither 2 goals of one step nor the goals of 2 steps show an association, in the middle steps of an episode of 5."""
     goals = [hindsight_goals(episode_of_5(strategy), transition_id) for transition_id in (21, 22, 23)]
@@ -302,7 +308,7 @@ def test_an_unfinished_episode_neither_changes_nor_gives_goals(strategy):
     jax.tree.map(np.testing.assert_array_equal, copies_of(ended, num_copies=8 * (1 + num_hindsight)), in_one_go)
 
 
-@pytest.mark.parametrize("strategy", ["future", "episode", "random", past, herjax.geometric(0.5)], ids=repr)
+@pytest.mark.parametrize("strategy", ["future", "episode", "random", past, herjax.geometric(0.5)], ids=name_of)
 def test_the_key_alone_decides_the_goals(strategy):
     """The same keys draw the same goals again, and no 2 of the vmapped keys draw the same goals for a whole episode."""
     copies = episode_of_5(strategy)
@@ -410,7 +416,7 @@ def test_checkify_reports_a_step_that_is_outside_in_one_of_the_vmapped_buffers(k
     assert "3" in report
 
 
-@pytest.mark.parametrize("strategy", [mirrored, herjax.geometric(0.5)], ids=repr)
+@pytest.mark.parametrize("strategy", [mirrored, herjax.geometric(0.5)], ids=name_of)
 def test_checkify_reports_no_strategy_that_stays_in_the_episode(strategy, key):
     """Nothing is reported of an episode of 3 of at most 8 steps: what the strategy would say of steps 3 .. 7 is no fault."""
     assert reported(herjax.end_episode, running_episode(strategy, 3), goal(DESIRED_ID), key) == ""
