@@ -105,10 +105,11 @@ def _commit(state: BufferState, goal: Goal, key: jax.Array, ending: jax.Array) -
     )
     steps = jnp.minimum(jnp.arange(config.max_episode_length), jnp.maximum(length - 1, 0))
     episode = _read_transitions(state, state.head + steps)
-    goals = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.max_episode_length, 1, *jnp.shape(leaf))), goal)
+    window = (config.max_episode_length, 1)
+    goals = {group: jnp.broadcast_to(words, (*window, words.size)) for group, words in config.goal.pack(goal).items()}
     if config.num_goals > 0:
         drawn = _hindsight_goals(ended, key, episode, length)
-        goals = jax.tree.map(lambda own, hindsight: jnp.concatenate([own, hindsight], axis=1), goals, drawn)
+        goals = {group: jnp.concatenate([own, drawn[group]], axis=1) for group, own in goals.items()}
     return dataclasses.replace(
         ended,
         copies=_write(state.copies, _copies(config, episode, goals), state.head * config.num_copies),
@@ -116,22 +117,28 @@ def _commit(state: BufferState, goal: Goal, key: jax.Array, ending: jax.Array) -
     )
 
 
-def _hindsight_goals(state: BufferState, key: jax.Array, episode: Transition, length: jax.Array) -> Goal:
-    """Hindsight goals for every step of the ended episode, each leaf [max_episode_length, num_goals, ...]."""
+def _hindsight_goals(state: BufferState, key: jax.Array, episode: Transition, length: jax.Array) -> Rows:
+    """Hindsight goals for every step of the ended episode: rows [max_episode_length, num_goals, words]."""
     config = state.config
+
+    def achieved(transition: Transition) -> Rows:
+        return config.goal.pack(config.goal_fn(transition))
+
     if callable(config.strategy):
-        achieved = jax.vmap(config.goal_fn)(episode)
-        return relabel.hindsight_goals(config.strategy, key, achieved, length, config.num_goals)
+        drawn: Rows = relabel.hindsight_goals(config.strategy, key, jax.vmap(achieved)(episode), length, config.num_goals)
+        return drawn
     held = jnp.maximum(size(state), 1)
     ages = jax.random.randint(key, (config.max_episode_length, config.num_goals), 1, held + 1)
-    rows = jnp.maximum(row_of(state, ages), 0)
-    return jax.vmap(lambda rows: jax.vmap(config.goal_fn)(_read_transitions(state, rows)))(rows)
+    transitions = _read_transitions(state, jnp.maximum(row_of(state, ages), 0).ravel())
+    goals = jax.vmap(achieved)(transitions)
+    return {group: words.reshape(*ages.shape, words.shape[-1]) for group, words in goals.items()}
 
 
-def _copies(config: Config, episode: Transition, goals: Goal) -> Rows:
+def _copies(config: Config, episode: Transition, goals: Rows) -> Rows:
     """The copies of an episode under the goals of each step: rows [max_episode_length * num_copies, words]."""
 
-    def copy(transition: Transition, goal: Goal) -> Rows:
+    def copy(transition: Transition, goal_row: Rows) -> Rows:
+        goal = config.goal.unpack(goal_row)
         terminated = None if config.terminated_fn is None else config.terminated_fn(transition, goal)
         return config.copy.pack(Copy(goal, config.reward_fn(transition, goal), terminated))
 
@@ -205,7 +212,7 @@ def _read_transitions(state: BufferState, rows: jax.Array) -> Transition:
 
 
 def _read_held(state: BufferState, rows: Rows, indices: jax.Array) -> Rows:
-    """Rows, or zeros on an empty buffer: chosen between as words, since a select of bfloat16 may lose a NaN's bits."""
+    """The rows at `indices`, or zeros on an empty buffer."""
     return {group: jnp.where(can_sample(state), words, 0) for group, words in _read(rows, indices).items()}
 
 

@@ -1,7 +1,8 @@
 """A pytree stored as one row of machine words.
 
 Leaves of one width lie side by side in one array, so that writing a transition is one update and reading a sampled one is
-one gather, however many fields it has. Values are kept bit for bit, whatever their dtype.
+one gather, however many fields it has. Values are kept bit for bit, whatever their dtype, so long as rows and not values are
+chosen among: XLA may compute in float32 on a bfloat16 and lose the bits of a NaN.
 """
 
 import dataclasses
@@ -91,7 +92,10 @@ class Layout:
         groups: dict[str, list[jax.Array]] = {}
         for leaf, value in zip(self.leaves, self.treedef.flatten_up_to(tree), strict=True):
             if leaf.words:
-                bits = jnp.ravel(jnp.asarray(value, leaf.dtype)).view(_word(leaf.path, leaf.dtype))
+                values = jnp.asarray(value, leaf.dtype)
+                if jnp.iscomplexobj(values):
+                    values = jnp.stack([values.real, values.imag], axis=-1)
+                bits = values.ravel().view(_word(leaf.path, leaf.dtype))
                 groups.setdefault(leaf.group, []).append(bits.astype(leaf.group))
         return {group: jnp.concatenate(parts) for group, parts in groups.items()}
 
@@ -105,6 +109,9 @@ def _read(leaf: Leaf, row: Rows) -> jax.Array:
         return jnp.zeros(leaf.shape, leaf.dtype)
     words = row[leaf.group][leaf.start : leaf.start + leaf.words]
     bits = words.astype(_word(leaf.path, leaf.dtype))
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        parts = bits.view(f"float{4 * leaf.dtype.itemsize}").reshape(*leaf.shape, 2)
+        return jax.lax.complex(parts[..., 0], parts[..., 1])
     return bits.view(leaf.dtype).reshape(leaf.shape)
 
 
