@@ -180,10 +180,10 @@ def start(config: Config, key: jax.Array) -> Loop:
 
 def act(config: Config, params: optax.Params, observation: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     """An epsilon-greedy action, int32 []."""
-    key_explore, key_action = jax.random.split(key)
     values = make_network(config).apply(params, observation["observation"], observation["desired_goal"])
-    random_action = jax.random.randint(key_action, (), 0, config.num_bits)
-    return jnp.where(jax.random.bernoulli(key_explore, config.epsilon), random_action, jnp.argmax(values))
+    explore, choice = jax.random.uniform(key, 2)
+    random_action = jnp.floor(choice * config.num_bits).astype(jnp.int32)
+    return jnp.where(explore < config.epsilon, random_action, jnp.argmax(values))
 
 
 def td_errors(config: Config, params: optax.Params, target_params: optax.Params, batch: herjax.Sample) -> jax.Array:

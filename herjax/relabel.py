@@ -3,6 +3,7 @@
 Knows episodes and goals, and nothing of how a buffer stores them.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -28,28 +29,46 @@ RANDOM = "random"
 """The one strategy whose goals come from other episodes too, so that the buffer has to draw them."""
 
 
-def future(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+class Quantile(abc.ABC):
+    """A strategy that one uniform number decides. All goals' numbers can be drawn at once, faster than from a key for each."""
+
+    @abc.abstractmethod
+    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        """The goal's step at a `quantile` of its distribution, float32 [] in [0, 1): int32 []."""
+
+    def __call__(self, key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        """The goal's step, int32 []; `key` is used up."""
+        return self.place(jax.random.uniform(key), step, length)
+
+
+class Future(Quantile):
     """A step of `step .. length - 1`, uniformly."""
-    return step + _below(key, length - step)
+
+    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        """See `Quantile`."""
+        return step + _below(length - step, quantile)
 
 
-def episode(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+class Episode(Quantile):
     """A step of `0 .. length - 1`, uniformly."""
-    del step
-    return _below(key, length)
+
+    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        """See `Quantile`."""
+        del step
+        return _below(length, quantile)
 
 
-def final(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+class Final(Quantile):
     """The last step."""
-    del key, step
-    return length - 1
 
-
-STRATEGIES: dict[str, StrategyFn] = {"future": future, "episode": episode, "final": final}
+    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        """See `Quantile`."""
+        del quantile, step
+        return length - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class geometric:  # noqa: N801 - reads as the function that it stands for; a class so that equal discounts compare equal.
+class geometric(Quantile):  # noqa: N801 - named as the function that it stands for.
     """A strategy that prefers near goals: `P(step + j)` proportional to `discount^j`, `j = 0 .. length - 1 - step`.
 
     The truncated geometric distribution of contrastive RL (Eysenbach et al. 2022, arXiv:2206.07568, section 3).
@@ -67,18 +86,20 @@ class geometric:  # noqa: N801 - reads as the function that it stands for; a cla
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount is {self.discount}; geometric needs one in [0, 1].")
 
-    def __call__(self, key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """A step of `step .. length - 1`, int32 []; `key` is used up."""
+    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        """See `Quantile`."""
+        remaining = length - step
         if self.discount == 0:
             return step
         if self.discount == 1:
-            return future(key, step, length)
+            return step + _below(remaining, quantile)
         rate = math.log(self.discount)
-        remaining = length - step
         mass = -jnp.expm1(rate * remaining.astype(jnp.float32))
-        quantile = jax.random.uniform(key)
         ahead = jnp.floor(jnp.log1p(-quantile * mass) / rate).astype(jnp.int32)
         return step + jnp.clip(ahead, 0, remaining - 1)
+
+
+STRATEGIES: dict[str, StrategyFn] = {"future": Future(), "episode": Episode(), "final": Final()}
 
 
 def hindsight_goals(strategy: StrategyFn, key: jax.Array, achieved: Goal, length: jax.Array, num_goals: int) -> Goal:
@@ -99,8 +120,13 @@ def hindsight_goals(strategy: StrategyFn, key: jax.Array, achieved: Goal, length
     last = jnp.maximum(length - 1, 0)
     max_length = jax.tree.leaves(achieved)[0].shape[0]
     steps = jnp.minimum(jnp.arange(max_length), last)
-    keys = jax.random.split(key, (max_length, num_goals))
-    drawn = jax.vmap(jax.vmap(strategy, (0, None, None)), (0, 0, None))(keys, steps, last + 1)
+    shape = (max_length, num_goals)
+    draw: StrategyFn
+    if isinstance(strategy, Quantile):
+        draw, chances = strategy.place, jax.random.uniform(key, shape)
+    else:
+        draw, chances = strategy, jax.random.split(key, shape)
+    drawn = jax.vmap(jax.vmap(draw, (0, None, None)), (0, 0, None))(chances, steps, last + 1)
     inside = jnp.clip(drawn, 0, last)
     checkify.debug_check(
         jnp.all(inside == drawn) | (length == 0),
@@ -111,6 +137,6 @@ def hindsight_goals(strategy: StrategyFn, key: jax.Array, achieved: Goal, length
     return jax.tree.map(lambda leaf: leaf[inside], achieved)
 
 
-def _below(key: jax.Array, bound: jax.Array) -> jax.Array:
-    """Uniform on `0 .. bound - 1`; the bias of a float's 23 bits is below bound / 2^23."""
-    return jnp.floor(jax.random.uniform(key) * bound.astype(jnp.float32)).astype(jnp.int32)
+def _below(bound: jax.Array, quantile: jax.Array) -> jax.Array:
+    """Uniform on `0 .. bound - 1` for a uniform quantile; its 23 bits leave a bias below bound / 2^23."""
+    return jnp.floor(quantile * bound.astype(jnp.float32)).astype(jnp.int32)
