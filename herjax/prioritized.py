@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from herjax import sum_tree
+from herjax.batching import anywhere
 from herjax.state import INT32_MAX, BufferState, Config, can_sample, count, is_held
 from herjax.sum_tree import SumTree
 
@@ -49,8 +50,10 @@ def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Ar
     _report_rejected(state, indices, priorities, held, valid)
     accepted = held & valid
     targets = jnp.where(accepted, indices, INT32_MAX)
-    # Sorted by index, those that are alike form a run, of which the last is kept.
-    targets, stored = jax.lax.sort((targets, _stored(config, priorities)), num_keys=1, is_stable=True)
+    # Sorted by index, those that are alike form a run, of which the last is kept. What `sample` drew is sorted already.
+    unsorted = jnp.any(targets[1:] < targets[:-1])
+    pairs = (targets, _stored(config, priorities))
+    targets, stored = jax.lax.cond(anywhere(unsorted), _sort_stably, lambda pairs: pairs, pairs)
     targets = jnp.where(targets == jnp.append(targets[1:], -1), INT32_MAX, targets)
     return dataclasses.replace(
         state,
@@ -72,6 +75,12 @@ def _report_rejected(state: BufferState, indices: jax.Array, priorities: jax.Arr
         "update_priorities: indices must come from sample, but {index} holds nothing; it was rejected",
         index=indices[jnp.argmin(held)],
     )
+
+
+def _sort_stably(pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Sorts pairs of index and priority by index; those alike keep their order."""
+    indices, priorities = jax.lax.sort(pairs, num_keys=1, is_stable=True)
+    return indices, priorities
 
 
 def enter(tree: SumTree, state: BufferState, start: jax.Array, length: jax.Array) -> SumTree:

@@ -34,7 +34,7 @@ def init(num_leaves: int) -> SumTree:
 
 def total(tree: SumTree) -> jax.Array:
     """The sum of all leaves, float32 []."""
-    return _sum(tree[-1])
+    return _add_up(list(tree[-1]))
 
 
 def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -68,7 +68,7 @@ def _descend(level: jax.Array, _: jax.Array, found: _Found) -> _Found:
     """From a node to that of its children, in `level`, which holds the target."""
     parent, _, target, residue = found
     node = parent * FANOUT
-    children = _columns(_children(level, parent, 1))
+    children = list(jax.lax.dynamic_slice(level, (node,), (FANOUT,)))
     while (half := len(children) // 2) > 0:
         left, right = _add_up(children[:half]), _add_up(children[half:])
         beyond = target - left
@@ -93,8 +93,8 @@ def set_leaves(tree: SumTree, indices: jax.Array, values: jax.Array) -> SumTree:
     nodes = jnp.minimum(indices, tree[0].size - 1)
     for parents in tree[1:]:
         nodes = nodes // FANOUT
-        children = jax.vmap(_children, (None, 0, None))(levels[-1], nodes, 1)
-        levels.append(parents.at[nodes].set(_sum(children), mode="promise_in_bounds"))
+        sums = _add_up(_children(levels[-1], nodes))
+        levels.append(parents.at[nodes].set(sums, mode="promise_in_bounds"))
     return tuple(levels)
 
 
@@ -115,7 +115,7 @@ def fill(tree: SumTree, windows: list[tuple[jax.Array, jax.Array]]) -> SumTree:
     for level in tree[1:]:
         children, parents = levels[-1], level
         spans = [_parents(children, first, count) for first, count in spans]
-        sums = [_sum(_children(children, first, count).reshape(count, FANOUT)) for first, count in spans]
+        sums = [_sums_of_window(children, first, count) for first, count in spans]
         for (first, _), values in zip(spans, sums, strict=True):
             parents = jax.lax.dynamic_update_slice(parents, values, (first,))
         levels.append(parents)
@@ -128,18 +128,15 @@ def _parents(children: jax.Array, first: jax.Array, count: int) -> tuple[jax.Arr
     return jnp.minimum(first // FANOUT, children.size // FANOUT - nodes), nodes
 
 
-def _children(level: jax.Array, node: jax.Array, count: int) -> jax.Array:
-    """The children of `count` nodes of a level from `node` on, [count * FANOUT]."""
-    return jax.lax.dynamic_slice(level, (node * FANOUT,), (count * FANOUT,))
+def _children(level: jax.Array, nodes: jax.Array) -> list[jax.Array]:
+    """The children of nodes, by their place, each of `nodes`' shape."""
+    return [level.at[nodes * FANOUT + place].get(mode="promise_in_bounds") for place in range(FANOUT)]
 
 
-def _sum(children: jax.Array) -> jax.Array:
-    """Sums the last axis, [..., FANOUT] -> [...]."""
-    return _add_up(_columns(children))
-
-
-def _columns(children: jax.Array) -> list[jax.Array]:
-    return [children[..., child] for child in range(FANOUT)]
+def _sums_of_window(level: jax.Array, first: jax.Array, count: int) -> jax.Array:
+    """The sums of the children of `count` nodes from `first` on, [count]."""
+    children = jax.lax.dynamic_slice(level, (first * FANOUT,), (count * FANOUT,)).reshape(count, FANOUT)
+    return _add_up([children[:, place] for place in range(FANOUT)])
 
 
 def _add_up(values: list[jax.Array]) -> jax.Array:
