@@ -103,7 +103,7 @@ def _commit(state: BufferState, goal: Goal, key: jax.Array, ending: jax.Array) -
         lap_end=jnp.where(new_lap, end, state.lap_end),
         pending=state.pending - length,
     )
-    steps = jnp.minimum(jnp.arange(config.max_episode_length), jnp.maximum(length - 1, 0))
+    steps = jnp.minimum(jnp.arange(config.max_episode_length, dtype=jnp.int32), jnp.maximum(length - 1, 0))
     episode = _read_transitions(state, state.head + steps)
     window = (config.max_episode_length, 1)
     goals = {group: jnp.broadcast_to(words, (*window, words.size)) for group, words in config.goal.pack(goal).items()}
@@ -128,7 +128,7 @@ def _hindsight_goals(state: BufferState, key: jax.Array, episode: Transition, le
         drawn: Rows = relabel.hindsight_goals(config.strategy, key, jax.vmap(achieved)(episode), length, config.num_goals)
         return drawn
     held = jnp.maximum(size(state), 1)
-    ages = jax.random.randint(key, (config.max_episode_length, config.num_goals), 1, held + 1)
+    ages = jax.random.randint(key, (config.max_episode_length, config.num_goals), 1, held + 1, jnp.int32)
     transitions = _read_transitions(state, jnp.maximum(row_of(state, ages), 0).ravel())
     goals = jax.vmap(achieved)(transitions)
     return {group: words.reshape(*ages.shape, words.shape[-1]) for group, words in goals.items()}

@@ -94,15 +94,15 @@ def enter(tree: SumTree, state: BufferState, start: jax.Array, length: jax.Array
     """
     config = state.config
     window = config.max_episode_length * config.num_copies
-    steps = jnp.arange(window) // config.num_copies
+    steps = jnp.arange(window, dtype=jnp.int32) // config.num_copies
     entering = jnp.where(steps < length, _stored(config, state.max_priority), 0)
-    cleared = jnp.zeros(window)
+    cleared = jnp.zeros(window, jnp.float32)
     # The last window clears what a new lap leaves behind the ended episode; without a new lap it is the second again.
     rows_and_values = [(start, entering), (state.head, cleared), (start + length, cleared)]
     tree = sum_tree.fill(tree, [(row * config.num_copies, values) for row, values in rows_and_values])
     if config.capacity < 2 * config.max_episode_length - 1:
         # So small a buffer has rows to spare beyond its capacity: clear those that have just left it.
-        held = is_held(state, jnp.arange(tree[0].size) // config.num_copies)
+        held = is_held(state, jnp.arange(tree[0].size, dtype=jnp.int32) // config.num_copies)
         tree = sum_tree.fill(tree, [(jnp.int32(0), jnp.where(held, tree[0], 0))])
     return tree
 

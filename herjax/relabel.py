@@ -38,7 +38,7 @@ class Quantile(abc.ABC):
 
     def __call__(self, key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """The goal's step, int32 []; `key` is used up."""
-        return self.place(jax.random.uniform(key), step, length)
+        return self.place(jax.random.uniform(key, (), jnp.float32), step, length)
 
 
 class Future(Quantile):
@@ -119,11 +119,11 @@ def hindsight_goals(strategy: StrategyFn, key: jax.Array, achieved: Goal, length
     """
     last = jnp.maximum(length - 1, 0)
     max_length = jax.tree.leaves(achieved)[0].shape[0]
-    steps = jnp.minimum(jnp.arange(max_length), last)
+    steps = jnp.minimum(jnp.arange(max_length, dtype=jnp.int32), last)
     shape = (max_length, num_goals)
     draw: StrategyFn
     if isinstance(strategy, Quantile):
-        draw, chances = strategy.place, jax.random.uniform(key, shape)
+        draw, chances = strategy.place, jax.random.uniform(key, shape, jnp.float32)
     else:
         draw, chances = strategy, jax.random.split(key, shape)
     drawn = jax.vmap(jax.vmap(draw, (0, None, None)), (0, 0, None))(chances, steps, last + 1)

@@ -143,6 +143,34 @@ def test_no_key_is_used_twice(strategy: str, key: jax.Array) -> None:
         jax.block_until_ready(jax.jit(run)(key, make(0.6, capacity=40, strategy=strategy)))
 
 
+def test_64_bit_mode_changes_nothing_but_the_users_leaves(key: jax.Array) -> None:
+    """With `jax_enable_x64` a 64-bit leaf keeps every bit, and everything that is herjax's own stays 32-bit."""
+    with jax.enable_x64(True):
+        number = jnp.int64(2**40 + 1)
+        buffer = herjax.init(
+            number,
+            capacity=7,
+            max_episode_length=5,
+            goal_fn=lambda transition: transition,
+            reward_fn=lambda transition, goal: (transition - goal).astype(jnp.float64),
+            num_goals=2,
+            priority_exponent=0.6,
+        )
+
+        def step(buffer: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, herjax.Sample]:
+            key_goals, key_sample = jax.random.split(key)
+            buffer = herjax.end_episode(herjax.add(buffer, number), jnp.int64(1), key_goals, buffer.pending == 3)
+            batch = herjax.sample(buffer, key_sample, 8)
+            return herjax.update_priorities(buffer, batch.indices, jnp.abs(batch.reward)), batch
+
+        buffer, batches = jax.jit(lambda buffer: jax.lax.scan(step, buffer, jax.random.split(key, 20)))(buffer)
+        assert set(np.unique(batches.transition[5:])) == {2**40 + 1}
+        assert set(np.unique(batches.reward[5:])) == {0.0, 2.0**40}
+        assert {leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer)} == {4}
+        assert batches.weights.dtype == batches.probabilities.dtype == jnp.float32
+        assert batches.indices.dtype == jnp.int32
+
+
 def test_shard_map_over_devices_equals_each_alone(key: jax.Array) -> None:
     """Under `shard_map`, one buffer a device, each device's run is the run of its own key."""
     mesh = jax.make_mesh((1,), ("seed",), axis_types=(jax.sharding.AxisType.Auto,))

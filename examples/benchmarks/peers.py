@@ -4,7 +4,8 @@
 
 What differs between them, because the peers do: Stable-Baselines3 learns by DQN without the second network's choice, clips
 gradients, has no prioritised replay and relabels when it samples, from bits held as int8. flashbax knows no hindsight: it takes
-one row a step where herjax adds five on average, and gives no importance weights. All buffers start empty.
+one row a step where herjax adds five on average, and gives no importance weights. Training starts with
+empty buffers; the calls of the buffer are timed after `--fill` steps.
 """
 
 import dataclasses
@@ -42,10 +43,12 @@ class Settings:
 
     steps: int = 1000
     """Steps in one timed call."""
-    rounds: int = 15
+    rounds: int = 11
     """Timed calls of each program."""
     runs: int = 8
     """Runs that are vmapped where the buffer's calls are timed, beside a single one."""
+    fill: int = 30_000
+    """Steps before the buffer's calls are timed: they take longer once what is held no longer fits the caches."""
     episode_length: int = 10
     """Steps after which an episode ends where the buffer's calls are timed."""
     capacity: int = 200_000
@@ -70,7 +73,11 @@ def scan_program(
         xs = (first + jnp.arange(steps), jax.random.split(key, (steps, 2)))
         return jax.lax.scan(lambda carry, x: (step(carry, x), None), carry, xs)[0]
 
-    state = jax.jit(init if runs == 1 else lambda: jax.vmap(lambda _: init())(jnp.arange(runs)))()
+    def start(_: jax.Array) -> Any:
+        # flashbax starts with weak types, and the scan returns none: without the conversion it would be compiled twice.
+        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), init())
+
+    state = jax.jit(start if runs == 1 else jax.vmap(start))(jnp.arange(runs))
     scan_all = jax.jit(scan if runs == 1 else jax.vmap(scan), donate_argnums=0)
     calls = 0
 
@@ -98,7 +105,7 @@ def herjax_training(config: bitflip.Config, settings: Settings) -> Callable[[], 
 
 
 def cpprb_buffer(config: bitflip.Config) -> Any:
-    """cpprb's buffer, with room for as many copies as herjax holds."""
+    """A buffer of cpprb, with room for as many copies as herjax holds."""
     import cpprb  # noqa: PLC0415 - only where it is installed.
 
     bits = {"shape": config.num_bits, "dtype": np.float32}
@@ -153,7 +160,7 @@ def cpprb_training(config: bitflip.Config, settings: Settings) -> Callable[[], N
 
 
 def sample_of(batch: Mapping[str, jax.Array]) -> herjax.Sample:
-    """cpprb's batch as herjax would return it, as far as an update reads it."""
+    """A batch of cpprb as herjax would return it, as far as an update reads it."""
     reward = batch["rew"][:, 0]
     return herjax.Sample(
         transition=bitflip.Transition(batch["obs"], batch["act"][:, 0], batch["next_obs"]),
@@ -269,7 +276,7 @@ def herjax_calls(config: bitflip.Config, settings: Settings, runs: int) -> Calla
 
 
 def flashbax_row(config: bitflip.Config, index: jax.Array) -> dict[str, jax.Array]:
-    """What flashbax stores of a step: a copy's fields, without the next observation, which it takes from the row that follows."""
+    """What flashbax stores of a step: a copy's fields but the next observation, which is that of the row behind it."""
     transition = transition_at(config, index)
     return {
         "observation": transition.observation,
@@ -281,7 +288,7 @@ def flashbax_row(config: bitflip.Config, index: jax.Array) -> dict[str, jax.Arra
 
 
 def flashbax_buffer(config: bitflip.Config) -> tuple[Any, Callable[[], Any]]:
-    """flashbax's buffer, with a row for each copy that herjax holds, and what makes its state."""
+    """A buffer of flashbax, with a row for each copy that herjax holds, and what makes its state."""
     import flashbax  # noqa: PLC0415 - only where it is installed.
 
     buffer = flashbax.make_prioritised_flat_buffer(
@@ -296,7 +303,12 @@ def flashbax_buffer(config: bitflip.Config) -> tuple[Any, Callable[[], Any]]:
 
 def flashbax_calls(config: bitflip.Config, settings: Settings, runs: int) -> Callable[[], None]:
     """flashbax: add, sample, set_priorities."""
-    buffer, init = flashbax_buffer(config)
+    buffer, empty = flashbax_buffer(config)
+
+    def init() -> Any:
+        # Sampled before it can be, it returns a leaf past the rows, whose priority would then be the only one ever drawn.
+        rows = jax.vmap(partial(flashbax_row, config))(jnp.arange(config.batch_size + 1))
+        return jax.lax.scan(lambda state, row: (buffer.add(state, row), None), empty(), rows)[0]
 
     def step(state: Any, index_and_keys: tuple[jax.Array, jax.Array]) -> Any:
         index, keys = index_and_keys
@@ -342,11 +354,14 @@ def call_rows(config: bitflip.Config, settings: Settings, installed: list[str]) 
     makers = {"empty": empty_calls, "herjax": herjax_calls}
     if "flashbax" in installed:
         makers["flashbax, no hindsight"] = flashbax_calls
-    several = {1, settings.runs}
+    several = sorted({1, settings.runs})
     programs = {f"{name} {runs}": make(config, settings, runs) for runs in several for name, make in makers.items()}
     by_call: dict[str, list[float]] = {}
     if "cpprb" in installed:
         programs["cpprb"], by_call = cpprb_calls(config, settings)
+    for program in programs.values():
+        for _ in range(settings.fill // settings.steps):
+            program()
     taken = seconds(programs, settings.rounds)
 
     def a_step(name: str, runs: int) -> np.ndarray:
@@ -354,12 +369,11 @@ def call_rows(config: bitflip.Config, settings: Settings, installed: list[str]) 
 
     rows = [
         time_row("buffer, one step", name, runs, a_step(name, runs), a_step("herjax", runs))
-        for runs in sorted(several)
+        for runs in several
         for name in makers
         if name != "empty"
     ]
-    # The round that does not count comes first.
-    counted = {name: np.asarray(times[1:]) / settings.steps for name, times in by_call.items()}
+    counted = {name: np.asarray(times[-settings.rounds :]) / settings.steps for name, times in by_call.items()}
     if counted:
         rows.append(time_row("buffer, one step", "cpprb", 1, sum(counted.values()), a_step("herjax", 1)))
     for name, times in counted.items():
@@ -442,8 +456,8 @@ def line(row: Row) -> str:
 def find_peers() -> list[str]:
     """The peers that are installed; says how to get the others."""
     installed = [module for module in PEERS if importlib.util.find_spec(module) is not None]
-    for module in PEERS.keys() - set(installed):
-        print(f'{PEERS[module]} is not installed and is skipped; pip install "herjax[benchmark]" brings it.')
+    for distribution in (PEERS[module] for module in PEERS if module not in installed):
+        print(f'{distribution} is not installed and is skipped; pip install "herjax[benchmark]" brings it.')
     return installed
 
 
