@@ -25,7 +25,7 @@ class Sample(NamedTuple):
     is_hindsight: jax.Array  # bool [batch_size]; whether the goal is a hindsight goal.
     indices: jax.Array  # int32 [batch_size]; for `update_priorities`.
     probabilities: jax.Array  # float32 [batch_size]; of drawing that index.
-    weights: jax.Array  # float32 [batch_size]; importance weights, the largest is 1.
+    weights: jax.Array  # float32 [batch_size]; importance weights over the largest drawn.
 
 
 @jax.jit

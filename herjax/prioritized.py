@@ -12,13 +12,13 @@ from herjax.batching import anywhere
 from herjax.state import INT32_MAX, BufferState, Config, can_sample, count, is_held
 from herjax.sum_tree import SumTree
 
-_SMALLEST = 2.0**-126  # Of float32, at full precision.
-_LARGEST = 2.0**97  # 2^31 of them add up to a finite float32.
+_SMALLEST = 2.0**-96  # Fractions of it, such as a stratum, are float32 at full precision still.
+_LARGEST = 2.0**96  # 2^31 of them add up to a finite float32.
 
 
 @jax.jit
 def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Array) -> BufferState:
-    """Sets the priorities of sampled copies, stored as `(p + priority_epsilon)^priority_exponent`.
+    """Sets the priorities of sampled copies, stored as `(p + priority_epsilon)^priority_exponent` within [2^-96, 2^96].
 
     Where an index comes twice, its last accepted priority wins. A priority that is NaN, infinite or negative, or whose index
     holds nothing, changes nothing, is counted in `num_rejected`, and named under checkify; on an empty buffer it is ignored.
@@ -45,6 +45,8 @@ def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Ar
     if not jnp.issubdtype(jnp.asarray(indices).dtype, jnp.integer):
         raise TypeError(f"indices have dtype {jnp.asarray(indices).dtype}; give the integers that sample returned.")
     indices, priorities = jnp.ravel(indices).astype(jnp.int32), jnp.ravel(priorities).astype(jnp.float32)
+    if indices.size == 0:
+        return state
     valid = jnp.isfinite(priorities) & (priorities >= 0)
     held = is_held(state, indices // config.num_copies)
     _report_rejected(state, indices, priorities, held, valid)
@@ -150,4 +152,5 @@ def importance_weights(
 def _stored(config: Config, priorities: jax.Array) -> jax.Array:
     """The tree's value of a priority (section 3.3), kept where neither it nor the sum of all can underflow or overflow."""
     powers = (priorities + config.priority_epsilon) ** (config.priority_exponent or 0.0)
-    return jnp.clip(powers, _SMALLEST if config.priority_epsilon > 0 else 0.0, _LARGEST)
+    positive = (powers > 0) | (config.priority_epsilon > 0)
+    return jnp.where(positive, jnp.clip(powers, _SMALLEST, _LARGEST), 0)

@@ -9,7 +9,7 @@ Episodes lie in rows one after another, each in one piece, the running one at th
 
 L is `max_episode_length`. Where the next episode might not fit behind `head`, a new lap begins at row 0. Thus an episode is
 read and written as one window, a commit that has nothing to commit writes where nobody looks, and no operation's cost depends
-on the capacity.
+on the capacity, but for the depth of the priorities' tree.
 
 A row holds one transition and has `1 + num_goals` copies, each with a goal, a reward and a priority: copy 0 has the goal that
 the episode pursued, the others have hindsight goals. Copy `c` of row `r` has index `r * (1 + num_goals) + c`.

@@ -12,6 +12,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from herjax.batching import anywhere
+
 FANOUT = 8
 
 SumTree: TypeAlias = tuple[jax.Array, ...]
@@ -52,11 +54,11 @@ def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Arra
       The leaf's index, int32 [], and its value, float32 []. Where every leaf is zero: the first one.
     """
     found = (target.astype(jnp.int32) * 0, target * 0, target, residue)
-    # Each level is a loop of at most one turn, because XLA leaves loops apart: levels that follow each other it fuses, and
-    # computes the whole way down again for every value read at the end of it.
-    turns = (total(tree) > 0).astype(jnp.int32)
+    # Each level is a conditional, because XLA leaves those apart: levels that follow each other it fuses, and computes the
+    # whole way down again for every value read at the end of it.
+    any_mass = anywhere(total(tree) > 0)
     for level in reversed(tree):
-        found = jax.lax.fori_loop(0, turns, partial(_descend, level), found)
+        found = jax.lax.cond(any_mass, partial(_descend, level), lambda found: found, found)
     return found[:2]
 
 
@@ -64,7 +66,7 @@ _Found: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 """A node's index int32 [], its value, and the rest of target and residue, float32 []."""
 
 
-def _descend(level: jax.Array, _: jax.Array, found: _Found) -> _Found:
+def _descend(level: jax.Array, found: _Found) -> _Found:
     """From a node to that of its children, in `level`, which holds the target."""
     parent, _, target, residue = found
     node = parent * FANOUT

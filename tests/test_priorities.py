@@ -474,3 +474,49 @@ def test_tiny_priorities_among_a_million_are_all_reachable(million: herjax.Buffe
     _, counts = np.unique(tiny, return_counts=True)
     twice, expected = np.sum(counts * (counts - 1)) / 2, len(tiny) ** 2 / (2 * num_tiny)
     assert abs(twice - expected) < 5 * np.sqrt(expected)
+
+
+def step(state: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, jax.Array]:
+    """One turn of a training loop whose episodes have two steps."""
+    key_goals, key_sample = jax.random.split(key)
+    state = herjax.add(state, jnp.int32(1))
+    state = herjax.end_episode(state, jnp.int32(2), key_goals, state.pending == 2)
+    batch = herjax.sample(state, key_sample, 4)
+    return herjax.update_priorities(state, batch.indices, jnp.ones(4)), batch.reward
+
+
+@pytest.mark.parametrize("outer", ["checkify", "vmap"])
+def test_the_whole_loop_runs_under_checkify_and_vmap(outer: str) -> None:
+    """A sound prioritised loop over vmapped seeds is checked, inside or outside of the `vmap`, without a complaint."""
+    state = herjax.init(
+        jnp.int32(0),
+        capacity=6,
+        max_episode_length=2,
+        goal_fn=lambda transition: transition,
+        reward_fn=lambda transition, goal: (transition + goal).astype(jnp.float32),
+        num_goals=1,
+        priority_exponent=0.6,
+    )
+
+    def run(key: jax.Array) -> jax.Array:
+        return jax.lax.scan(step, state, jax.random.split(key, 9))[1]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    checked = checkify.checkify(jax.vmap(run)) if outer == "checkify" else jax.vmap(checkify.checkify(run))
+    error, rewards = jax.jit(checked)(keys)
+    error.throw()
+    assert set(np.unique(rewards[:, 1:])) == {2.0, 3.0}
+
+
+def test_no_priorities_change_nothing() -> None:
+    """An update of no index at all gives the state back."""
+    state = herjax.init(
+        jnp.int32(0),
+        capacity=6,
+        max_episode_length=2,
+        goal_fn=lambda transition: transition,
+        reward_fn=lambda _, __: jnp.float32(0),
+        priority_exponent=0.6,
+    )
+    updated = herjax.update_priorities(state, jnp.zeros(0, jnp.int32), jnp.zeros(0))
+    assert int(updated.num_rejected) == 0
