@@ -428,6 +428,7 @@ def check(config: Config) -> None:
     require(config.steps % config.eval_every == 0, "steps", f"a multiple of --eval-every, {config.eval_every}")
     episode = config.max_episode_length
     require(config.capacity >= episode, "capacity", f"room for one episode, --max-episode-length, {episode}, at least")
+    jax.eval_shape(partial(make_buffer, config))  # The buffer itself knows how large it may get.
 
 
 def main(args: Sequence[str] | None = None) -> None:
