@@ -26,6 +26,8 @@ import herjax
 from herjax.envs import BitFlip
 
 STRATEGIES = ("future", "final", "episode", "random")
+KEYS_A_STEP = 4
+"""Keys that a training step uses up. They are split for all steps at once, off the hot path."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,9 +225,8 @@ class Outcome(NamedTuple):
     observation: dict[str, jax.Array]
 
 
-def interact(config: Config, loop: Loop, key: jax.Array) -> Outcome:
+def interact(config: Config, loop: Loop, key_act: jax.Array, key_env: jax.Array) -> Outcome:
     """Takes one step in the environment."""
-    key_act, key_env = jax.random.split(key)
     env, params = make_env(config)
     action = act(config, loop.agent.params, loop.observation, key_act)
     observation, env_state, _, ended, truncated, info = env.step(key_env, loop.env_state, action, params)
@@ -234,11 +235,10 @@ def interact(config: Config, loop: Loop, key: jax.Array) -> Outcome:
     return Outcome(transition, loop.observation["desired_goal"], ended | truncated, env_state, observation)
 
 
-def train_step(config: Config, loop: Loop, step_and_key: tuple[jax.Array, jax.Array]) -> tuple[Loop, jax.Array]:
-    """Acts once, stores what happened, and learns from a batch; returns the loss."""
-    step, key = step_and_key
-    key_interact, key_goals, key_sample = jax.random.split(key, 3)
-    outcome = interact(config, loop, key_interact)
+def train_step(config: Config, loop: Loop, step_and_keys: tuple[jax.Array, jax.Array]) -> tuple[Loop, jax.Array]:
+    """Acts once, stores what happened, and learns from a batch; takes `KEYS_A_STEP` keys, returns the loss."""
+    step, (key_act, key_env, key_goals, key_sample) = step_and_keys
+    outcome = interact(config, loop, key_act, key_env)
     buffer = herjax.add(loop.buffer, outcome.transition)
     buffer = herjax.end_episode(buffer, outcome.goal, key_goals, done=outcome.done)
     beta = config.beta + (1 - config.beta) * (step / config.steps)
@@ -281,7 +281,7 @@ def train(config: Config, key: jax.Array, report: Callable[[Any], None] | None =
     key_start, key_steps, key_evals = jax.random.split(key, 3)
     evaluations = config.steps // config.eval_every
     steps = jnp.arange(config.steps).reshape(evaluations, config.eval_every)
-    keys = jax.random.split(key_steps, steps.shape)
+    keys = jax.random.split(key_steps, steps.size * KEYS_A_STEP).reshape(*steps.shape, KEYS_A_STEP)
 
     def train_and_evaluate(loop: Loop, xs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Loop, Metrics]:
         steps, keys, key_eval = xs

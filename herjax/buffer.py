@@ -185,13 +185,14 @@ def sample(
     probabilities = priorities / jnp.where(priority_sum > 0, priority_sum, 1)
     if state.tree is not None:
         weights = prioritized.importance_weights(probabilities, copies_held, beta, axis_name)
+    rows = jax.lax.div(indices, jnp.int32(config.num_copies))  # Of non-negative numbers; `//` would mind their sign.
     copies: Copy = jax.vmap(config.copy.unpack)(_read_held(state, state.copies, indices))
     return Sample(
-        transition=jax.vmap(config.transition.unpack)(_read_held(state, state.transitions, indices // config.num_copies)),
+        transition=jax.vmap(config.transition.unpack)(_read_held(state, state.transitions, rows)),
         goal=copies.goal,
         reward=copies.reward,
         terminated=copies.terminated,
-        is_hindsight=indices % config.num_copies > 0,
+        is_hindsight=indices > rows * config.num_copies,
         indices=indices,
         probabilities=probabilities,
         weights=weights,
@@ -204,8 +205,9 @@ def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.
     bits = jax.random.bits(key, (batch_size,), jnp.uint32)
     # The upper half of the product is uniform below the bound, to within bound / 2^32; randint would draw four times the bits.
     drawn = jax.lax.mulhi(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
-    rows = jnp.maximum(row_of(state, drawn // num_copies + 1), 0)
-    return rows * num_copies + drawn % num_copies
+    age = jax.lax.div(drawn, jnp.int32(num_copies))
+    rows = jnp.maximum(row_of(state, age + 1), 0)
+    return (rows - age) * num_copies + drawn
 
 
 def _read_transitions(state: BufferState, rows: jax.Array) -> Transition:
@@ -219,7 +221,7 @@ def _read_held(state: BufferState, rows: Rows, indices: jax.Array) -> Rows:
 
 
 def _read(rows: Rows, indices: jax.Array) -> Rows:
-    return {group: words.at[indices].get(mode="promise_in_bounds") for group, words in rows.items()}
+    return {group: words.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False) for group, words in rows.items()}
 
 
 def _write(rows: Rows, block: Rows, start: jax.Array) -> Rows:

@@ -48,7 +48,7 @@ def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Ar
     if indices.size == 0:
         return state
     valid = jnp.isfinite(priorities) & (priorities >= 0)
-    held = is_held(state, indices // config.num_copies)
+    held = (indices >= 0) & is_held(state, jax.lax.div(indices, jnp.int32(config.num_copies)))
     _report_rejected(state, indices, priorities, held, valid)
     accepted = held & valid
     targets = jnp.where(accepted, indices, INT32_MAX)
@@ -99,8 +99,8 @@ def enter(tree: SumTree, state: BufferState, start: jax.Array, length: jax.Array
     steps = jnp.arange(window, dtype=jnp.int32) // config.num_copies
     entering = jnp.where(steps < length, _stored(config, state.max_priority), 0)
     cleared = jnp.zeros(window, jnp.float32)
-    # The last window clears what a new lap leaves behind the ended episode; without a new lap it is the second again.
-    rows_and_values = [(start, entering), (state.head, cleared), (start + length, cleared)]
+    # The first window clears what a new lap leaves behind the ended episode too; without a new lap, the second lies in it.
+    rows_and_values = [(start, jnp.append(entering, cleared)), (state.head, cleared)]
     tree = sum_tree.fill(tree, [(row * config.num_copies, values) for row, values in rows_and_values])
     if config.capacity < 2 * config.max_episode_length - 1:
         # So small a buffer has rows to spare beyond its capacity: clear those that have just left it.

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from herjax.batching import anywhere
 
-FANOUT = 8
+FANOUT_BITS = 3
+FANOUT = 2**FANOUT_BITS
+_FEW = 256  # So many nodes are faster all recomputed than looked up.
 
 SumTree: TypeAlias = tuple[jax.Array, ...]
 """Levels from the leaves up to the root's children, float32 [nodes * FANOUT] each; the last has one node.
@@ -91,12 +93,15 @@ def set_leaves(tree: SumTree, indices: jax.Array, values: jax.Array) -> SumTree:
       indices: int32 [n], >= 0; one past the last leaf is dropped. An index may come twice, with the same value.
       values: float32 [n], finite and >= 0.
     """
-    levels = [tree[0].at[indices].set(values, mode="drop")]
+    levels = [tree[0].at[indices].set(values, mode="drop", wrap_negative_indices=False)]
     nodes = jnp.minimum(indices, tree[0].size - 1)
     for parents in tree[1:]:
-        nodes = nodes // FANOUT
-        sums = _add_up(_children(levels[-1], nodes))
-        levels.append(parents.at[nodes].set(sums, mode="promise_in_bounds"))
+        nodes = nodes >> FANOUT_BITS
+        if parents.size <= _FEW:
+            levels.append(_sums(levels[-1], parents.size))
+        else:
+            sums = _add_up(_children(levels[-1], nodes))
+            levels.append(parents.at[nodes].set(sums, mode="promise_in_bounds", wrap_negative_indices=False))
     return tuple(levels)
 
 
@@ -116,6 +121,9 @@ def fill(tree: SumTree, windows: list[tuple[jax.Array, jax.Array]]) -> SumTree:
     spans = [(start, values.size) for start, values in windows]
     for level in tree[1:]:
         children, parents = levels[-1], level
+        if parents.size <= _FEW:
+            levels.append(_sums(children, parents.size))
+            continue
         spans = [_parents(children, first, count) for first, count in spans]
         sums = [_sums_of_window(children, first, count) for first, count in spans]
         for (first, _), values in zip(spans, sums, strict=True):
@@ -127,18 +135,25 @@ def fill(tree: SumTree, windows: list[tuple[jax.Array, jax.Array]]) -> SumTree:
 def _parents(children: jax.Array, first: jax.Array, count: int) -> tuple[jax.Array, int]:
     """The nodes that cover `count` of a level's children from `first` on, wherever that is: the first one and how many."""
     nodes = min((count + FANOUT - 2) // FANOUT + 1, children.size // FANOUT)
-    return jnp.minimum(first // FANOUT, children.size // FANOUT - nodes), nodes
+    return jnp.minimum(first >> FANOUT_BITS, children.size // FANOUT - nodes), nodes
 
 
 def _children(level: jax.Array, nodes: jax.Array) -> list[jax.Array]:
     """The children of nodes, by their place, each of `nodes`' shape."""
-    return [level.at[nodes * FANOUT + place].get(mode="promise_in_bounds") for place in range(FANOUT)]
+    places = [nodes * FANOUT + place for place in range(FANOUT)]
+    return [level.at[place].get(mode="promise_in_bounds", wrap_negative_indices=False) for place in places]
 
 
 def _sums_of_window(level: jax.Array, first: jax.Array, count: int) -> jax.Array:
     """The sums of the children of `count` nodes from `first` on, [count]."""
     children = jax.lax.dynamic_slice(level, (first * FANOUT,), (count * FANOUT,)).reshape(count, FANOUT)
     return _add_up([children[:, place] for place in range(FANOUT)])
+
+
+def _sums(children: jax.Array, num_nodes: int) -> jax.Array:
+    """The level above `children`, float32 [num_nodes]: the sums of all, and zeros beyond them."""
+    sums = _add_up([children.reshape(-1, FANOUT)[:, place] for place in range(FANOUT)])
+    return jnp.pad(sums, (0, num_nodes - sums.size))
 
 
 def _add_up(values: list[jax.Array]) -> jax.Array:
