@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import checkify
 
 from herjax import sum_tree
@@ -96,7 +97,7 @@ def enter(tree: SumTree, state: BufferState, start: jax.Array, length: jax.Array
     """
     config = state.config
     window = config.max_episode_length * config.num_copies
-    steps = jnp.arange(window, dtype=jnp.int32) // config.num_copies
+    steps = np.arange(window, dtype=np.int32) // config.num_copies
     entering = jnp.where(steps < length, _stored(config, state.max_priority), 0)
     cleared = jnp.zeros(window, jnp.float32)
     # The first window clears what a new lap leaves behind the ended episode too; without a new lap, the second lies in it.
