@@ -1,4 +1,6 @@
-"""Bit-flipping solved by a goal-conditioned Double DQN with HER and prioritised replay, all inside one scan, seeds vmapped.
+"""Bit-flipping solved by a goal-conditioned Double DQN with HER and prioritised replay, all inside one scan.
+
+Seeds are vmapped, and shared out among the devices that there are: GPUs, TPUs, or the cores of the CPU.
 
 python examples/bitflip.py                                  # solves 10 bits
 python examples/bitflip.py --num-bits 15 --num-goals 0      # no hindsight: does not learn
@@ -8,12 +10,17 @@ python examples/bitflip.py --num-bits 20 --steps 60000 --strategy future --seeds
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":  # A device for each core; read when JAX is imported, so that importing this file changes nothing.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
 
 import flax.linen as nn
 import jax
@@ -114,7 +121,7 @@ class Metrics(NamedTuple):
 
 
 def glorot_uniform(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """`nn.initializers.glorot_uniform()`, drawn flat: a matrix of random numbers takes XLA up to four times as long to compile."""
+    """flax's initializer of that name, drawn flat: a matrix of random numbers takes XLA up to four times as long to compile."""
     limit = (6 / sum(shape)) ** 0.5
     return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
 
@@ -276,13 +283,13 @@ def evaluate(config: Config, params: optax.Params, keys: jax.Array) -> jax.Array
     return jnp.mean(jax.lax.while_loop(unfinished, step, (observation, state, success))[2].astype(jnp.float32))
 
 
-def train(config: Config, key: jax.Array, report: Callable[[Any], None] | None = None) -> Metrics:
+def train(config: Config, key: jax.Array, report: Callable[[jax.Array], None] = lambda _: None) -> Metrics:
     """One whole run: a scan over evaluations of a scan over steps. Pure, to be jitted and vmapped over keys.
 
     Args:
       config: the settings, static.
       key: all of the run's randomness; used up.
-      report: called on the host with the success rate after each evaluation.
+      report: called, while tracing, with the success rate of an evaluation.
     """
     key_start, key_steps, key_evals = jax.random.split(key, 3)
     evaluations = config.steps // config.eval_every
@@ -294,8 +301,7 @@ def train(config: Config, key: jax.Array, report: Callable[[Any], None] | None =
         steps, keys, eval_keys = xs
         loop, losses = jax.lax.scan(partial(train_step, config), loop, (steps, keys))
         success_rate = evaluate(config, loop.agent.params, eval_keys)
-        if report is not None:
-            jax.debug.callback(report, success_rate)
+        report(success_rate)
         return loop, Metrics(success_rate, jnp.mean(losses))
 
     return jax.lax.scan(train_and_evaluate, start(config, key_start), (steps, keys, eval_keys))[1]
@@ -308,12 +314,12 @@ class Progress:
         self._config = config
         self._bar = tqdm(total=config.steps * config.seeds, unit="step", unit_scale=True, disable=not config.progress)
         self._latest = np.zeros(config.seeds)
-        self._calls = 0
 
-    def report(self, success_rate: jax.Array) -> None:
-        """One seed's evaluation. Seeds come in any order, so that the rate shown is that of the latest `seeds` calls."""
-        self._latest[self._calls % self._config.seeds] = success_rate
-        self._calls += 1
+    def report(self, seed: jax.Array, success_rate: jax.Array) -> None:
+        """One seed's evaluation; nothing for a seed that only fills up a device."""
+        if seed >= self._config.seeds:
+            return
+        self._latest[seed] = success_rate
         self._bar.set_postfix_str(f"success {self._latest.mean():.2f}", refresh=False)
         self._bar.update(self._config.eval_every)
 
@@ -322,14 +328,33 @@ class Progress:
         self._bar.close()
 
 
+def on_all_devices(train_seed: Callable[[jax.Array, jax.Array], Metrics], num_seeds: int) -> tuple[Callable[..., Metrics], int]:
+    """Vmaps `train_seed(seed, key)` on each device over its share of the seeds.
+
+    Returns:
+      A function of all seeds and their keys, and how many that takes: at least `num_seeds`, a multiple of the devices used.
+    """
+    share = math.ceil(num_seeds / len(jax.devices()))
+    devices = jax.devices()[: math.ceil(num_seeds / share)]
+    mesh, spec = jax.sharding.Mesh(np.asarray(devices), ("seed",)), jax.sharding.PartitionSpec("seed")
+    train_seeds = jax.shard_map(jax.vmap(train_seed), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return train_seeds, share * len(devices)
+
+
 def run(config: Config) -> dict[str, Any]:
     """Trains all seeds and returns what results.json holds."""
     progress = Progress(config)
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+
+    def train_seed(seed: jax.Array, key: jax.Array) -> Metrics:
+        return train(config, key, report=partial(jax.debug.callback, progress.report, seed))
+
     began = time.perf_counter()
-    train_seeds = jax.jit(jax.vmap(partial(train, config, report=progress.report))).lower(keys).compile()
+    train_seeds, lanes = on_all_devices(train_seed, config.seeds)
+    seeds = jnp.arange(lanes)
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)[jnp.minimum(seeds, config.seeds - 1)]
+    train_compiled = jax.jit(train_seeds).lower(seeds, keys).compile()
     compiled = time.perf_counter()
-    metrics = jax.block_until_ready(train_seeds(keys))
+    metrics = jax.block_until_ready(train_compiled(seeds, keys))
     jax.effects_barrier()
     seconds = time.perf_counter() - compiled
     progress.close()
@@ -337,13 +362,14 @@ def run(config: Config) -> dict[str, Any]:
     return {
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
         "eval_steps": list(range(config.eval_every, config.steps + 1, config.eval_every)),
-        "success_rate": np.asarray(metrics.success_rate).tolist(),
-        "loss": np.asarray(metrics.loss).tolist(),
+        "success_rate": np.asarray(metrics.success_rate)[: config.seeds].tolist(),
+        "loss": np.asarray(metrics.loss)[: config.seeds].tolist(),
         "seconds": seconds,
         "compile_seconds": compiled - began,
         "steps_per_second": config.steps * config.seeds / seconds,
         "buffer_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer)),
         "device": jax.devices()[0].device_kind,
+        "devices": len(jax.devices()),
     }
 
 
@@ -363,7 +389,7 @@ def table(results: dict[str, Any], rows: int = 15) -> str:
         f"compilation                       {results['compile_seconds']:.1f} s",
         f"steps per second, all seeds       {results['steps_per_second']:,.0f}",
         f"buffer, each seed                 {results['buffer_bytes'] / 2**20:.1f} MiB",
-        f"device                            {results['device']}",
+        f"device                            {results['devices']} x {results['device']}",
     ]
     return "\n".join(lines)
 

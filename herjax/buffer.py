@@ -221,7 +221,9 @@ def _read_held(state: BufferState, rows: Rows, indices: jax.Array) -> Rows:
 
 
 def _read(rows: Rows, indices: jax.Array) -> Rows:
-    return {group: words.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False) for group, words in rows.items()}
+    return {
+        group: words.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False) for group, words in rows.items()
+    }
 
 
 def _write(rows: Rows, block: Rows, start: jax.Array) -> Rows:

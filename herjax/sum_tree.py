@@ -38,7 +38,7 @@ def init(num_leaves: int) -> SumTree:
 
 def total(tree: SumTree) -> jax.Array:
     """The sum of all leaves, float32 []."""
-    return _add_up(list(tree[-1]))
+    return _sums(tree[-1])[0]
 
 
 def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -78,10 +78,10 @@ def _descend(level: jax.Array, found: _Found) -> _Found:
         beyond = target - left
         rest = beyond + residue
         go_right = (rest >= 0) & (right > 0)
-        residue = jnp.where(go_right, residue - (rest - beyond), residue)
-        target = jnp.where(go_right, rest, target)
-        node = node + jnp.where(go_right, half, 0)
-        children = [jnp.where(go_right, *pair) for pair in zip(children[half:], children[:half], strict=True)]
+        residue = jax.lax.select(go_right, residue - (rest - beyond), residue)
+        target = jax.lax.select(go_right, rest, target)
+        node = node + half * go_right.astype(jnp.int32)
+        children = [jax.lax.select(go_right, *pair) for pair in zip(children[half:], children[:half], strict=True)]
     return node, children[0], target, residue
 
 
@@ -98,7 +98,7 @@ def set_leaves(tree: SumTree, indices: jax.Array, values: jax.Array) -> SumTree:
     for parents in tree[1:]:
         nodes = nodes >> FANOUT_BITS
         if parents.size <= _FEW:
-            levels.append(_sums(levels[-1], parents.size))
+            levels.append(_all_sums(levels[-1], parents.size))
         else:
             sums = _add_up(_children(levels[-1], nodes))
             levels.append(parents.at[nodes].set(sums, mode="promise_in_bounds", wrap_negative_indices=False))
@@ -122,7 +122,7 @@ def fill(tree: SumTree, windows: list[tuple[jax.Array, jax.Array]]) -> SumTree:
     for level in tree[1:]:
         children, parents = levels[-1], level
         if parents.size <= _FEW:
-            levels.append(_sums(children, parents.size))
+            levels.append(_all_sums(children, parents.size))
             continue
         spans = [_parents(children, first, count) for first, count in spans]
         sums = [_sums_of_window(children, first, count) for first, count in spans]
@@ -146,14 +146,21 @@ def _children(level: jax.Array, nodes: jax.Array) -> list[jax.Array]:
 
 def _sums_of_window(level: jax.Array, first: jax.Array, count: int) -> jax.Array:
     """The sums of the children of `count` nodes from `first` on, [count]."""
-    children = jax.lax.dynamic_slice(level, (first * FANOUT,), (count * FANOUT,)).reshape(count, FANOUT)
-    return _add_up([children[:, place] for place in range(FANOUT)])
+    return _sums(jax.lax.dynamic_slice(level, (first * FANOUT,), (count * FANOUT,)))
 
 
-def _sums(children: jax.Array, num_nodes: int) -> jax.Array:
-    """The level above `children`, float32 [num_nodes]: the sums of all, and zeros beyond them."""
-    sums = _add_up([children.reshape(-1, FANOUT)[:, place] for place in range(FANOUT)])
+def _all_sums(children: jax.Array, num_nodes: int) -> jax.Array:
+    """The level above `children`, float32 [num_nodes], which ends in zeros where there are more nodes than parents."""
+    sums = _sums(children)
     return jnp.pad(sums, (0, num_nodes - sums.size))
+
+
+def _sums(children: jax.Array) -> jax.Array:
+    """The sum of every node's children, float32 [nodes] of [nodes * FANOUT]; added up as by `_add_up`."""
+    sums = children.reshape(-1, FANOUT)
+    while sums.shape[1] > 1:
+        sums = sums[:, 0::2] + sums[:, 1::2]
+    return sums[:, 0]
 
 
 def _add_up(values: list[jax.Array]) -> jax.Array:
