@@ -121,7 +121,7 @@ class Metrics(NamedTuple):
 
 
 def glorot_uniform(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """flax's initializer of that name, drawn flat: a matrix of random numbers takes XLA up to four times as long to compile."""
+    """The initializer of flax, drawn flat: a matrix of random numbers takes XLA up to four times as long to compile."""
     limit = (6 / sum(shape)) ** 0.5
     return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
 

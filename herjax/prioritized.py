@@ -45,7 +45,7 @@ def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Ar
         )
     if not jnp.issubdtype(jnp.asarray(indices).dtype, jnp.integer):
         raise TypeError(f"indices have dtype {jnp.asarray(indices).dtype}; give the integers that sample returned.")
-    indices, priorities = jnp.ravel(indices).astype(jnp.int32), jnp.ravel(priorities).astype(jnp.float32)
+    indices, priorities = _int32(jnp.ravel(indices)), jnp.ravel(priorities).astype(jnp.float32)
     if indices.size == 0:
         return state
     valid = jnp.isfinite(priorities) & (priorities >= 0)
@@ -80,6 +80,13 @@ def _report_rejected(state: BufferState, indices: jax.Array, priorities: jax.Arr
     )
 
 
+def _int32(indices: jax.Array) -> jax.Array:
+    """Indices as int32; those that none can hold become one that names nothing, rather than wrap around to one that does."""
+    if indices.dtype.itemsize > 4:
+        indices = jnp.where((indices < 0) | (indices > INT32_MAX), INT32_MAX, indices)
+    return indices.astype(jnp.int32)
+
+
 def _sort_stably(pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Sorts pairs of index and priority by index; those alike keep their order."""
     indices, priorities = jax.lax.sort(pairs, num_keys=1, is_stable=True)
@@ -100,8 +107,8 @@ def enter(tree: SumTree, state: BufferState, start: jax.Array, length: jax.Array
     steps = np.arange(window, dtype=np.int32) // config.num_copies
     entering = jnp.where(steps < length, _stored(config, state.max_priority), 0)
     cleared = jnp.zeros(window, jnp.float32)
-    # The first window clears what a new lap leaves behind the ended episode too; without a new lap, the second lies in it.
-    rows_and_values = [(start, jnp.append(entering, cleared)), (state.head, cleared)]
+    # The last window clears what a new lap leaves behind the ended episode; without a new lap it is the second again.
+    rows_and_values = [(start, entering), (state.head, cleared), (start + length, cleared)]
     tree = sum_tree.fill(tree, [(row * config.num_copies, values) for row, values in rows_and_values])
     if config.capacity < 2 * config.max_episode_length - 1:
         # So small a buffer has rows to spare beyond its capacity: clear those that have just left it.

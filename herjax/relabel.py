@@ -7,6 +7,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import TypeAlias
 
 import jax
@@ -45,7 +46,7 @@ class Future(Quantile):
     """A step of `step .. length - 1`, uniformly."""
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """See `Quantile`."""
+        """All of the steps ahead are alike."""
         return step + _below(length - step, quantile)
 
 
@@ -53,7 +54,7 @@ class Episode(Quantile):
     """A step of `0 .. length - 1`, uniformly."""
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """See `Quantile`."""
+        """All steps are alike."""
         del step
         return _below(length, quantile)
 
@@ -62,7 +63,7 @@ class Final(Quantile):
     """The last step."""
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """See `Quantile`."""
+        """There is one to choose."""
         del quantile, step
         return length - 1
 
@@ -77,17 +78,20 @@ class geometric(Quantile):  # noqa: N801 - named as the function that it stands 
       discount: in [0, 1]. 0 keeps the transition's own achieved goal, 1 is `"future"`.
 
     Raises:
+      TypeError: `discount` is no number.
       ValueError: `discount` lies outside [0, 1].
     """
 
     discount: float
 
     def __post_init__(self) -> None:
+        if isinstance(self.discount, bool) or not isinstance(self.discount, Real):
+            raise TypeError(f"discount is {self.discount!r}; geometric needs a number in [0, 1], not traced.")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount is {self.discount}; geometric needs one in [0, 1].")
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """See `Quantile`."""
+        """The inverse of the truncated geometric distribution's function."""
         remaining = length - step
         if self.discount == 0:
             return step

@@ -17,6 +17,7 @@ the episode pursued, the others have hindsight goals. Copy `c` of row `r` has in
 
 import dataclasses
 from functools import partial
+from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -199,8 +200,8 @@ def _layouts(
         raise ValueError(f"transition is {transition!r}, which holds no array; give a pytree with at least one leaf.")
     example = transition_layout.struct()
     goal_layout = Layout.of("goal", jax.eval_shape(goal_fn, example))
-    if not goal_layout.leaves:
-        raise ValueError("goal_fn returns no array; return the goal that the transition achieved.")
+    if not any(leaf.words for leaf in goal_layout.leaves):
+        raise ValueError("goal_fn returns no element; return the goal that the transition achieved.")
     reward = jax.eval_shape(reward_fn, example, goal_layout.struct())
     _check_scalar("reward_fn", reward)
     terminated = None
@@ -269,6 +270,8 @@ def _check_scalar(function: str, result: Pytree) -> None:
 
 
 def _check_number(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; give a number >= 0.")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} is {value}; give a finite number >= 0.")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,20 +109,34 @@ def test_bad_flags_get_one_line_and_status_2(flags: str, remedy: str, capsys: py
     assert capsys.readouterr().err == f"bitflip.py: {remedy}\n"
 
 
-def test_script_shows_its_progress(tmp_path: Path) -> None:
-    """Run as a program, it ends with status 0, and its bar has counted every step of all seeds."""
-    flags = ["--num-bits", "3", "--steps", "40", "--seeds", "2", "--eval-every", "20", "--capacity", "200", "--hidden", "8"]
-    command = [sys.executable, bitflip.__file__, *flags, "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "80.0/80.0" in done.stderr
-    assert "success" in done.stderr
-    assert "last ten evaluations" in done.stdout
+def test_script_shares_seeds_out_among_devices(tmp_path: Path) -> None:
+    """Run as a program, on one device or on two of which one gets fewer seeds, it finds the same and counts every step once."""
+    flags = ["--num-bits", "3", "--steps", "40", "--seeds", "3", "--eval-every", "20", "--max-episode-length", "5"]
+    results = []
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        done = subprocess.run(
+            [sys.executable, bitflip.__file__, *flags, "--out", str(out)],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "120/120" in done.stderr
+        assert "success" in done.stderr
+        assert "last ten evaluations" in done.stdout
+        results.append(json.loads((out / "results.json").read_text()))
+        assert results[-1]["devices"] == devices
+    one, two = results
+    assert np.shape(one["loss"]) == np.shape(two["loss"]) == (3, 2)
+    assert len({tuple(losses) for losses in two["loss"]}) == 3, "each seed has its own run"
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)
 
 
 def test_transitions_hold_what_the_action_led_to() -> None:
     """Across resets, each stored transition differs in exactly the bit that its action flipped."""
     config = dataclasses.replace(SMALL, num_bits=3, max_episode_length=5)
-    keys = jax.random.split(jax.random.key(1), 200)
+    keys = jax.random.split(jax.random.key(1), (200, bitflip.KEYS_A_STEP))
     steps = (jax.numpy.arange(200), keys)
     loop, _ = jax.jit(
         lambda: jax.lax.scan(partial(bitflip.train_step, config), bitflip.start(config, jax.random.key(0)), steps)

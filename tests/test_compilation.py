@@ -136,6 +136,40 @@ def test_a_step_copies_no_storage(priority_exponent: float | None, seeds: int, k
     assert compiled.memory_analysis().temp_size_in_bytes < 1.15 * held
 
 
+@pytest.mark.parametrize("capacity", [10, 1000, 50_000])
+@pytest.mark.parametrize("num_goals", [0, 4])
+@pytest.mark.parametrize("priority_exponent", [None, 0.6])
+def test_bytes_allocated_are_those_of_the_readme(priority_exponent: float | None, num_goals: int, capacity: int) -> None:
+    """The compiled `init` allocates what README's formula says, to within 2 percent or 300 bytes."""
+
+    def halves(transition: dict[str, jax.Array]) -> jax.Array:
+        return transition["half"]
+
+    transition = {"image": jnp.zeros((7, 5), jnp.uint8), "half": jnp.zeros(6, jnp.bfloat16), "done": jnp.zeros((), bool)}
+    length = 10
+
+    def init() -> herjax.BufferState:
+        return herjax.init(
+            transition,
+            capacity=capacity,
+            max_episode_length=length,
+            goal_fn=halves,
+            reward_fn=lambda transition, goal: jnp.sum((halves(transition) - goal).astype(jnp.float32)),
+            num_goals=num_goals,
+            priority_exponent=priority_exponent,
+        )
+
+    rows, copies = length + max(capacity, 2 * length - 1), 1 + num_goals
+    a_transition, a_copy = 35 + 12 + 4, 12 + 4  # A leaf of one element takes 4 bytes.
+    formula = (rows + 1) * a_transition + rows * copies * a_copy
+    if priority_exponent is not None:
+        formula += 4 * (rows + length) * copies * 8 / 7
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(init()))
+    assert abs(held - formula) < max(0.02 * formula, 300)
+    allocated = jax.jit(init).lower().compile().memory_analysis().output_size_in_bytes
+    assert abs(allocated - formula) < max(0.02 * formula, 300)
+
+
 @pytest.mark.parametrize("strategy", ["future", "random", herjax.geometric(0.9)])
 def test_no_key_is_used_twice(strategy: str, key: jax.Array) -> None:
     """The key-reuse checker finds nothing in the whole loop (under `vmap` it objects to any scan over split keys)."""
@@ -167,6 +201,9 @@ def test_64_bit_mode_changes_nothing_but_the_users_leaves(key: jax.Array) -> Non
         assert set(np.unique(batches.transition[5:])) == {2**40 + 1}
         assert set(np.unique(batches.reward[5:])) == {0.0, 2.0**40}
         assert {leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer)} == {4}
+        wide = herjax.update_priorities(buffer, jnp.int64(2**32) + batches.indices[-1].astype(jnp.int64), jnp.full(8, 9.0))
+        assert wide.num_rejected == buffer.num_rejected + 8, "an index past int32 names nothing"
+        chex.assert_trees_all_equal(wide.tree, buffer.tree)
         assert batches.weights.dtype == batches.probabilities.dtype == jnp.float32
         assert batches.indices.dtype == jnp.int32
 

@@ -90,6 +90,9 @@ def buffer():
         ("priority_exponent", math.inf, "inf"),
         ("priority_epsilon", -0.25, "-0.25"),
         ("priority_epsilon", math.nan, "nan"),
+        ("priority_exponent", "a", "a"),
+        ("priority_exponent", True, "True"),
+        ("goal_fn", lambda transition: transition.velocity[:0], "no element"),
     ],
 )
 def test_init_names_the_wrong_argument(argument, value, named):

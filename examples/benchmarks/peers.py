@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from interleaved import ratio, seconds
+from interleaved import digest, ratio, scan_program, seconds
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import bitflip
@@ -57,40 +57,6 @@ class Settings:
     """Where the figures go."""
 
 
-def scan_program(
-    step: Callable[[Any, tuple[jax.Array, jax.Array]], Any], init: Callable[[], Any], steps: int, runs: int = 1
-) -> Callable[[], None]:
-    """A function that runs `steps` steps in a scan with a donated carry, going on from where the last call ended.
-
-    Args:
-      step: `step(carry, (index, keys)) -> carry` with two keys.
-      init: makes the carry.
-      steps: steps of a call.
-      runs: how many are vmapped, 1: without vmap. Run i starts at index i, so that episodes end at different times.
-    """
-
-    def scan(carry: Any, first: jax.Array, key: jax.Array) -> Any:
-        xs = (first + jnp.arange(steps), jax.random.split(key, (steps, 2)))
-        return jax.lax.scan(lambda carry, x: (step(carry, x), None), carry, xs)[0]
-
-    def start(_: jax.Array) -> Any:
-        # flashbax starts with weak types, and the scan returns none: without the conversion it would be compiled twice.
-        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), init())
-
-    state = jax.jit(start if runs == 1 else jax.vmap(start))(jnp.arange(runs))
-    scan_all = jax.jit(scan if runs == 1 else jax.vmap(scan), donate_argnums=0)
-    calls = 0
-
-    def call() -> None:
-        nonlocal state, calls
-        key = jax.random.key(calls)
-        firsts, keys = (np.arange(runs), jax.random.split(key, runs)) if runs > 1 else (np.int32(0), key)
-        state = jax.block_until_ready(scan_all(state, firsts + calls * steps, keys))
-        calls += 1
-
-    return call
-
-
 # Training.
 
 
@@ -98,10 +64,9 @@ def herjax_training(config: bitflip.Config, settings: Settings) -> Callable[[], 
     """`bitflip.train_step` in a scan."""
 
     def step(loop: bitflip.Loop, index_and_keys: tuple[jax.Array, jax.Array]) -> bitflip.Loop:
-        index, keys = index_and_keys
-        return bitflip.train_step(config, loop, (index, keys[0]))[0]
+        return bitflip.train_step(config, loop, index_and_keys)[0]
 
-    return scan_program(step, partial(bitflip.start, config, jax.random.key(0)), settings.steps)
+    return scan_program(step, partial(bitflip.start, config), settings.steps, num_keys=bitflip.KEYS_A_STEP)
 
 
 def cpprb_buffer(config: bitflip.Config) -> Any:
@@ -132,7 +97,8 @@ def cpprb_training(config: bitflip.Config, settings: Settings) -> Callable[[], N
 
     @jax.jit
     def interact(agent: bitflip.Agent, env_state: Any, observation: Any, step: jax.Array) -> bitflip.Outcome:
-        return bitflip.interact(config, bitflip.Loop(agent, None, env_state, observation), jax.random.fold_in(root, step))
+        keys = jax.random.split(jax.random.fold_in(root, step))
+        return bitflip.interact(config, bitflip.Loop(agent, None, env_state, observation), *keys)
 
     @partial(jax.jit, donate_argnums=0)
     def learn(agent: bitflip.Agent, batch: Mapping[str, jax.Array], step: jax.Array) -> tuple[bitflip.Agent, jax.Array]:
@@ -238,15 +204,6 @@ def transition_at(config: bitflip.Config, index: jax.Array) -> bitflip.Transitio
     return bitflip.Transition(bits(index), index.astype(jnp.int32) % config.num_bits, bits(index + 1))
 
 
-def digest(batch: Any) -> jax.Array:
-    """For each item the sum of its fields' mean magnitudes, float32 [batch_size].
-
-    It serves as priorities: all that was sampled goes into the next state, so that XLA has to compute it.
-    """
-    leaves = [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(batch)]
-    return sum(jnp.mean(jnp.abs(leaf), axis=1) for leaf in leaves)
-
-
 def empty_calls(config: bitflip.Config, settings: Settings, runs: int) -> Callable[[], None]:
     """The scan without a buffer: makes a transition and keys, and digests a batch."""
 
@@ -257,7 +214,7 @@ def empty_calls(config: bitflip.Config, settings: Settings, runs: int) -> Callab
         batch = jax.tree.map(lambda leaf: leaf + priorities.reshape(-1, *[1] * leaf.ndim), transition)
         return digest(batch) / 4 + drawn
 
-    return scan_program(step, partial(jnp.ones, config.batch_size), settings.steps, runs)
+    return scan_program(step, lambda _: jnp.ones(config.batch_size), settings.steps, runs)
 
 
 def herjax_calls(config: bitflip.Config, settings: Settings, runs: int) -> Callable[[], None]:
@@ -272,7 +229,7 @@ def herjax_calls(config: bitflip.Config, settings: Settings, runs: int) -> Calla
         batch = herjax.sample(state, keys[1], config.batch_size)
         return herjax.update_priorities(state, batch.indices, digest(batch._replace(indices=None)))
 
-    return scan_program(step, partial(bitflip.make_buffer, config), settings.steps, runs)
+    return scan_program(step, lambda _: bitflip.make_buffer(config), settings.steps, runs)
 
 
 def flashbax_row(config: bitflip.Config, index: jax.Array) -> dict[str, jax.Array]:
@@ -305,7 +262,7 @@ def flashbax_calls(config: bitflip.Config, settings: Settings, runs: int) -> Cal
     """flashbax: add, sample, set_priorities."""
     buffer, empty = flashbax_buffer(config)
 
-    def init() -> Any:
+    def init(_: jax.Array) -> Any:
         # Sampled before it can be, it returns a leaf past the rows, whose priority would then be the only one ever drawn.
         rows = jax.vmap(partial(flashbax_row, config))(jnp.arange(config.batch_size + 1))
         return jax.lax.scan(lambda state, row: (buffer.add(state, row), None), empty(), rows)[0]

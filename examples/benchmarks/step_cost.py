@@ -1,15 +1,15 @@
 """What the buffer adds to a training iteration: the loop of examples/bitflip.py over the same loop without replay.
 
     taskset -c 0 python examples/benchmarks/step_cost.py
-    taskset -c 0 python examples/benchmarks/step_cost.py --seeds 1 8 --capacities 10000 1000000
+    taskset -c 0 python examples/benchmarks/step_cost.py --seeds 1 8 --capacities 20000 2000000 --full --no-shares
 
 The floor acts, steps the environment and updates on one fixed batch. States are donated, so that no allocation is counted.
+Training goes on from call to call, beginning with an empty buffer as the example does, or with a full one.
 """
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from interleaved import ratio, seconds
+from interleaved import ratio, scan_program, seconds
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import bitflip
 import herjax
+
+OPERATIONS = ("add", "end_episode", "sample", "update_priorities")
+
+Row = dict[str, Any]
+"""A line of a table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,40 +41,18 @@ class Settings:
     """Transitions in an update."""
     capacities: tuple[int, ...] = (200_000,)
     """Transitions held; the first is the one that the others are compared with."""
+    full: bool = False
+    """Whether buffers are full before the timing starts."""
+    shares: bool = True
+    """Whether to time each operation's share, too."""
+    episode_length: int = 10
+    """Steps after which an episode ends where the shares are timed."""
     steps: int = 1000
     """Iterations in one timed call."""
     rounds: int = 9
     """Timed calls of each program."""
     out: Path = Path("results/step_cost.json")
     """Where the figures go."""
-
-
-def program(step: Callable[..., Any], config: bitflip.Config, seeds: int, steps: int) -> Callable[[], None]:
-    """A function that runs `steps` iterations of all seeds, going on from where the last call ended."""
-
-    def iterate(loops: Any, keys: jax.Array) -> Any:
-        indices = jnp.arange(steps)
-        return jax.vmap(lambda loop, key: jax.lax.scan(step, loop, (indices, jax.random.split(key, steps)))[0])(loops, keys)
-
-    keys = jax.random.split(jax.random.key(0), seeds)
-    state = jax.block_until_ready(jax.jit(jax.vmap(partial(bitflip.start, config)))(keys))
-    run = jax.jit(iterate, donate_argnums=0)
-    calls = 0
-
-    def call() -> None:
-        nonlocal state, calls
-        calls += 1
-        state = jax.block_until_ready(run(state, jax.random.split(jax.random.key(calls), seeds)))
-
-    return call
-
-
-def floor_step(config: bitflip.Config, loop: bitflip.Loop, step_and_key: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
-    """`bitflip.train_step` without a buffer: every batch is the same."""
-    step, key = step_and_key
-    outcome = bitflip.interact(config, loop, key)
-    agent, _, loss = bitflip.update(config, loop.agent, fixed_batch(config), step)
-    return bitflip.Loop(agent, loop.buffer, outcome.env_state, outcome.observation), loss
 
 
 def fixed_batch(config: bitflip.Config) -> herjax.Sample:
@@ -91,16 +74,74 @@ def fixed_batch(config: bitflip.Config) -> herjax.Sample:
     )
 
 
-def measure(settings: Settings, seeds: int, batch_size: int) -> list[dict[str, Any]]:
+def floor_step(config: bitflip.Config, loop: bitflip.Loop, index_and_keys: tuple[jax.Array, jax.Array]) -> bitflip.Loop:
+    """`bitflip.train_step` without a buffer: every batch is the same."""
+    index, keys = index_and_keys
+    outcome = bitflip.interact(config, loop, keys[0], keys[1])
+    agent, _, _ = bitflip.update(config, loop.agent, fixed_batch(config), index)
+    return bitflip.Loop(agent, loop.buffer, outcome.env_state, outcome.observation)
+
+
+def partial_step(
+    config: bitflip.Config,
+    episode_length: int,
+    num_operations: int,
+    loop: bitflip.Loop,
+    index_and_keys: tuple[jax.Array, jax.Array],
+) -> bitflip.Loop:
+    """`bitflip.train_step` with the first few of `OPERATIONS`, and with episodes of a given length for the buffer.
+
+    Without `sample`, every batch is the same: such an agent does not learn, and the environment's own episodes would be
+    longer than where it does.
+    """
+    index, (key_act, key_env, key_goals, key_sample) = index_and_keys
+    outcome = bitflip.interact(config, loop, key_act, key_env)
+    buffer, batch = loop.buffer, fixed_batch(config)
+    if num_operations >= 1:
+        buffer = herjax.add(buffer, outcome.transition)
+    if num_operations >= 2:
+        buffer = herjax.end_episode(buffer, outcome.goal, key_goals, done=(index + 1) % episode_length == 0)
+    if num_operations >= 3:
+        beta = config.beta + (1 - config.beta) * (index / config.steps)
+        batch = herjax.sample(buffer, key_sample, config.batch_size, beta=beta)
+    agent, errors, _ = bitflip.update(config, loop.agent, batch, index)
+    if num_operations >= 4:
+        buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(errors))
+    return bitflip.Loop(agent, buffer, outcome.env_state, outcome.observation)
+
+
+def filled(config: bitflip.Config, key: jax.Array) -> bitflip.Loop:
+    """The state of a run whose buffer is full of random episodes of the greatest length."""
+    length = config.max_episode_length
+
+    def episode(buffer: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, None]:
+        key_bits, key_goals = jax.random.split(key)
+        bits = jax.random.bernoulli(key_bits, shape=(length + 1, config.num_bits)).astype(jnp.float32)
+        transitions = bitflip.Transition(bits[:-1], jnp.zeros(length, jnp.int32), bits[1:])
+        buffer = jax.lax.scan(lambda buffer, transition: (herjax.add(buffer, transition), None), buffer, transitions)[0]
+        return herjax.end_episode(buffer, bits[0], key_goals), None
+
+    key_start, key_episodes = jax.random.split(key)
+    loop = bitflip.start(config, key_start)
+    keys = jax.random.split(key_episodes, config.capacity // length + 1)
+    return loop._replace(buffer=jax.lax.scan(episode, loop.buffer, keys)[0])
+
+
+def measure(settings: Settings, seeds: int, batch_size: int) -> list[Row]:
     """A row for each kind of replay and each capacity, with its ratio to the floor and to the first capacity."""
     config = bitflip.Config(batch_size=batch_size)
+
+    def program(variant: bitflip.Config, step: Any) -> Any:
+        start = partial(filled if settings.full else bitflip.start, variant)
+        return scan_program(partial(step, variant), start, settings.steps, seeds, bitflip.KEYS_A_STEP)
+
     small = dataclasses.replace(config, capacity=config.max_episode_length, prioritized=False)
-    programs = {"floor": program(partial(floor_step, small), small, seeds, settings.steps)}
+    programs = {"floor": program(small, floor_step)}
     for prioritized in (False, True):
         for capacity in settings.capacities:
             variant = dataclasses.replace(config, prioritized=prioritized, capacity=capacity)
             name = f"{'prioritised' if prioritized else 'uniform'} {capacity:,}"
-            programs[name] = program(partial(bitflip.train_step, variant), variant, seeds, settings.steps)
+            programs[name] = program(variant, lambda *args: bitflip.train_step(*args)[0])
     taken = seconds(programs, settings.rounds)
     rows = []
     for name, times in taken.items():
@@ -118,23 +159,59 @@ def measure(settings: Settings, seeds: int, batch_size: int) -> list[dict[str, A
     return rows
 
 
-def main() -> None:
-    """Measures, prints a table, writes JSON."""
-    settings = tyro.cli(Settings)
-    print(f"{'seeds':>5} {'batch':>5} {'replay, capacity':>24} {'us/seed':>8} {'over floor':>20} {'over first capacity':>20}")
+def measure_shares(settings: Settings, seeds: int) -> list[Row]:
+    """A row for each operation: what it adds to the iteration that has only the operations before it."""
     rows = []
+    for prioritized in (False, True):
+        config = bitflip.Config(capacity=settings.capacities[0], prioritized=prioritized)
+        start = partial(filled if settings.full else bitflip.start, config)
+        operations = OPERATIONS if prioritized else OPERATIONS[:3]
+        programs = {
+            str(count): scan_program(
+                partial(partial_step, config, settings.episode_length, count),
+                start,
+                settings.steps,
+                seeds,
+                bitflip.KEYS_A_STEP,
+            )
+            for count in range(len(operations) + 1)
+        }
+        taken = seconds(programs, settings.rounds)
+        for count, operation in enumerate(operations):
+            share = (taken[str(count + 1)] - taken[str(count)]) / settings.steps / seeds * 1e6
+            rows.append(
+                {
+                    "seeds": seeds,
+                    "replay": "prioritised" if prioritized else "uniform",
+                    "operation": operation,
+                    "microseconds_per_seed": np.percentile(share, [50, 25, 75]).tolist(),
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Measures, prints tables, writes JSON."""
+    settings = tyro.cli(Settings)
+    rows, shares = [], []
+    print(f"{'seeds':>5} {'batch':>5} {'replay, capacity':>24} {'us/seed':>8} {'over floor':>20} {'over first capacity':>20}")
     for seeds in settings.seeds:
         for batch_size in settings.batch_sizes:
             for row in measure(settings, seeds, batch_size):
                 floor, first = ("{:.2f} ({:.2f}-{:.2f})".format(*row[name]) for name in ("over_floor", "over_first_capacity"))
-                print(
-                    f"{seeds:5} {batch_size:5} {row['replay']:>24} {row['microseconds_per_seed']:8.1f} {floor:>20} {first:>20}",
-                    flush=True,
-                )
+                figures = f"{row['microseconds_per_seed']:8.1f} {floor:>20} {first:>20}"
+                print(f"{seeds:5} {batch_size:5} {row['replay']:>24} {figures}", flush=True)
                 rows.append(row)
+    if settings.shares:
+        print(f"\n{'seeds':>5} {'replay':>11} {'operation':>18} {'us/seed it adds':>20}")
+        for seeds in settings.seeds:
+            for row in measure_shares(settings, seeds):
+                figures = "{:.1f} ({:.1f}-{:.1f})".format(*row["microseconds_per_seed"])
+                print(f"{seeds:5} {row['replay']:>11} {row['operation']:>18} {figures:>20}", flush=True)
+                shares.append(row)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    settings.out.write_text(json.dumps({**device, "rows": rows}, indent=1))
+    settings.out.write_text(json.dumps({**device, "full": settings.full, "rows": rows, "shares": shares}, indent=1))
 
 
 if __name__ == "__main__":
