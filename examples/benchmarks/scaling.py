@@ -140,9 +140,8 @@ def empty_step(point: Point, priorities: jax.Array, index_and_keys: tuple[jax.Ar
     index, keys = index_and_keys
     drawn = jnp.sum(jax.random.key_data(keys).astype(jnp.float32)) * 2.0**-40
     transition = transition_at(point, index)
-    batch = jax.tree.map(
-        lambda leaf: leaf + priorities.reshape(-1, *[1] * leaf.ndim).astype(leaf.dtype), (transition, achieved_goal(transition))
-    )
+    what_a_sample_has = (transition, achieved_goal(transition))
+    batch = jax.vmap(lambda item: jax.tree.map(lambda leaf: leaf + item.astype(leaf.dtype), what_a_sample_has))(priorities)
     return digest(batch) / 4 + drawn
 
 

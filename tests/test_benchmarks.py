@@ -1,0 +1,83 @@
+"""The benchmarks measure what they say that they measure."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bitflip
+import herjax
+import scaling
+import step_cost
+
+CONFIG = bitflip.Config(num_bits=20, max_episode_length=5, capacity=100, hidden=(8,), batch_size=8, steps=40)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion() -> Iterator[None]:
+    """Optax promotes an integer step count, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_all_operations_together_are_the_training_step() -> None:
+    """With every operation, and episodes that end where the environment's do, `partial_step` is `bitflip.train_step`."""
+    xs = (jnp.arange(40), jax.random.split(jax.random.key(1), (40, bitflip.KEYS_A_STEP)))
+
+    def run(step: Callable[..., bitflip.Loop]) -> bitflip.Loop:
+        start = bitflip.start(CONFIG, jax.random.key(0))
+        return jax.jit(lambda: jax.lax.scan(lambda loop, x: (step(loop, x), None), start, xs)[0])()
+
+    whole = run(lambda loop, x: bitflip.train_step(CONFIG, loop, x)[0])
+    partial_steps = [run(partial(step_cost.partial_step, CONFIG, 5, count)) for count in (1, 2, 4)]
+    chex.assert_trees_all_close(partial_steps[-1].agent, whole.agent, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(*(jax.tree.leaves(loop.agent)[0] for loop in (partial_steps[1], whole))), "the fixed batch"
+    assert [int(loop.buffer.pending) for loop in partial_steps] == [5, 0, 0]
+
+
+def test_filled_buffers_are_full() -> None:
+    """Before timing starts, both benchmarks' full buffers hold what they can."""
+    loop = step_cost.filled(CONFIG, jax.random.key(0))
+    assert CONFIG.capacity - CONFIG.max_episode_length <= herjax.size(loop.buffer) <= CONFIG.capacity
+    point = scaling.Point(copies=500, episode_length=7)
+    buffer = scaling.full_buffer(point, True, jax.random.key(0))
+    assert 100 - 7 <= herjax.size(buffer) <= 100
+
+
+def test_step_cost_reports_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each kind of replay, capacity, batch size and number of seeds; the floor is its own measure."""
+    out = tmp_path / "step_cost.json"
+    flags = "--seeds 2 --batch-sizes 4 --capacities 100 200 --steps 3 --rounds 2 --full --out"
+    monkeypatch.setattr(sys, "argv", ["step_cost.py", *flags.split(), str(out)])
+    step_cost.main()
+    found = json.loads(out.read_text())
+    assert len(found["rows"]) == 1 + 2 * 2
+    assert {row["over_floor"][0] for row in found["rows"] if row["replay"] == "floor"} == {1.0}
+    assert all(row["microseconds_per_seed"] > 0 for row in found["rows"])
+    assert [row["operation"] for row in found["shares"]] == [*step_cost.OPERATIONS[:3], *step_cost.OPERATIONS]
+
+
+def test_scaling_plots_every_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each point of each axis and kind of replay, and a plot."""
+    small = scaling.Point(copies=100, episode_length=5, num_goals=1, observation=(12,))
+    images = dataclasses.replace(small, observation=(4, 4, 1))
+    axes = {"num_goals": (dataclasses.replace(small, num_goals=0), small), "observation": (small, images)}
+    monkeypatch.setattr(scaling, "AXES", axes)
+    out = tmp_path / "scaling.json"
+    flags = "--axes num_goals observation --steps 3 --rounds 2 --batch-size 4 --out"
+    monkeypatch.setattr(sys, "argv", ["scaling.py", *flags.split(), str(out)])
+    scaling.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["axis"], row["replay"]) for row in rows[:4]] == [("num_goals", "uniform")] * 2 + [
+        ("num_goals", "prioritised")
+    ] * 2
+    assert len(rows) == 8
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
