@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # A device for each core; read when JAX is imported, so that importing this file changes nothing.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
+if __name__ == "__main__":
+    # A device for each core that this process may use. JAX reads it when it is imported.
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(affinity(0))))
 
 import flax.linen as nn
 import jax
@@ -47,7 +48,7 @@ class Config:
     steps: int = 15_000
     """Environment steps of each seed, one update each; a multiple of eval-every."""
     seeds: int = 5
-    """Independent runs, vmapped."""
+    """Independent runs, vmapped, and shared out among the devices."""
     seed: int = 0
     """Where all randomness starts."""
     strategy: str = "future"
@@ -317,9 +318,10 @@ class Progress:
 
     def report(self, seed: jax.Array, success_rate: jax.Array) -> None:
         """One seed's evaluation; nothing for a seed that only fills up a device."""
-        if seed >= self._config.seeds:
+        number = int(seed)  # No computation of JAX's here, which would wait for the program that waits for this.
+        if number >= self._config.seeds:
             return
-        self._latest[seed] = success_rate
+        self._latest[number] = success_rate
         self._bar.set_postfix_str(f"success {self._latest.mean():.2f}", refresh=False)
         self._bar.update(self._config.eval_every)
 
@@ -328,17 +330,11 @@ class Progress:
         self._bar.close()
 
 
-def on_all_devices(train_seed: Callable[[jax.Array, jax.Array], Metrics], num_seeds: int) -> tuple[Callable[..., Metrics], int]:
-    """Vmaps `train_seed(seed, key)` on each device over its share of the seeds.
-
-    Returns:
-      A function of all seeds and their keys, and how many that takes: at least `num_seeds`, a multiple of the devices used.
-    """
-    share = math.ceil(num_seeds / len(jax.devices()))
-    devices = jax.devices()[: math.ceil(num_seeds / share)]
-    mesh, spec = jax.sharding.Mesh(np.asarray(devices), ("seed",)), jax.sharding.PartitionSpec("seed")
-    train_seeds = jax.shard_map(jax.vmap(train_seed), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    return train_seeds, share * len(devices)
+def share_out(num_seeds: int) -> tuple[jax.sharding.Mesh, int]:
+    """The devices that train, as a mesh with the axis "seed", and how many seeds each of them gets."""
+    devices = jax.local_devices()
+    share = math.ceil(num_seeds / len(devices))
+    return jax.sharding.Mesh(np.asarray(devices[: math.ceil(num_seeds / share)]), ("seed",)), share
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -349,9 +345,11 @@ def run(config: Config) -> dict[str, Any]:
         return train(config, key, report=partial(jax.debug.callback, progress.report, seed))
 
     began = time.perf_counter()
-    train_seeds, lanes = on_all_devices(train_seed, config.seeds)
-    seeds = jnp.arange(lanes)
+    mesh, share = share_out(config.seeds)
+    seeds = jnp.arange(mesh.size * share)  # Those past the last only fill up a device: they repeat it, and are not reported.
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)[jnp.minimum(seeds, config.seeds - 1)]
+    spec = jax.sharding.PartitionSpec("seed")
+    train_seeds = jax.shard_map(jax.vmap(train_seed), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
     train_compiled = jax.jit(train_seeds).lower(seeds, keys).compile()
     compiled = time.perf_counter()
     metrics = jax.block_until_ready(train_compiled(seeds, keys))
@@ -368,8 +366,8 @@ def run(config: Config) -> dict[str, Any]:
         "compile_seconds": compiled - began,
         "steps_per_second": config.steps * config.seeds / seconds,
         "buffer_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer)),
-        "device": jax.devices()[0].device_kind,
-        "devices": len(jax.devices()),
+        "device": jax.local_devices()[0].device_kind,
+        "devices": mesh.size,
     }
 
 

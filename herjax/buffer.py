@@ -205,9 +205,9 @@ def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.
     bits = jax.random.bits(key, (batch_size,), jnp.uint32)
     # The upper half of the product is uniform below the bound, to within bound / 2^32; randint would draw four times the bits.
     drawn = jax.lax.mulhi(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
-    age = jax.lax.div(drawn, jnp.int32(num_copies))
-    rows = jnp.maximum(row_of(state, age + 1), 0)
-    return (rows - age) * num_copies + drawn
+    rows_back = jax.lax.div(drawn, jnp.int32(num_copies))
+    rows = jnp.maximum(row_of(state, rows_back + 1), 0)
+    return rows * num_copies + (drawn - rows_back * num_copies)
 
 
 def _read_transitions(state: BufferState, rows: jax.Array) -> Transition:

@@ -5,7 +5,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import checkify
 
 from herjax import sum_tree
@@ -45,12 +44,13 @@ def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Ar
         )
     if not jnp.issubdtype(jnp.asarray(indices).dtype, jnp.integer):
         raise TypeError(f"indices have dtype {jnp.asarray(indices).dtype}; give the integers that sample returned.")
-    indices, priorities = _int32(jnp.ravel(indices)), jnp.ravel(priorities).astype(jnp.float32)
+    given, priorities = jnp.ravel(indices), jnp.ravel(priorities).astype(jnp.float32)
+    indices = _int32(given)
     if indices.size == 0:
         return state
     valid = jnp.isfinite(priorities) & (priorities >= 0)
     held = (indices >= 0) & is_held(state, jax.lax.div(indices, jnp.int32(config.num_copies)))
-    _report_rejected(state, indices, priorities, held, valid)
+    _report_rejected(state, given, priorities, held, valid)
     accepted = held & valid
     targets = jnp.where(accepted, indices, INT32_MAX)
     # Sorted by index, those that are alike form a run, of which the last is kept. What `sample` drew is sorted already.
@@ -81,7 +81,7 @@ def _report_rejected(state: BufferState, indices: jax.Array, priorities: jax.Arr
 
 
 def _int32(indices: jax.Array) -> jax.Array:
-    """Indices as int32; those that none can hold become one that names nothing, rather than wrap around to one that does."""
+    """Indices as int32. Of 64-bit ones, those that do not fit become one that names nothing, rather than wrap around."""
     if indices.dtype.itemsize > 4:
         indices = jnp.where((indices < 0) | (indices > INT32_MAX), INT32_MAX, indices)
     return indices.astype(jnp.int32)
@@ -104,7 +104,7 @@ def enter(tree: SumTree, state: BufferState, start: jax.Array, length: jax.Array
     """
     config = state.config
     window = config.max_episode_length * config.num_copies
-    steps = np.arange(window, dtype=np.int32) // config.num_copies
+    steps = jax.lax.div(jnp.arange(window, dtype=jnp.int32), jnp.int32(config.num_copies))
     entering = jnp.where(steps < length, _stored(config, state.max_priority), 0)
     cleared = jnp.zeros(window, jnp.float32)
     # The last window clears what a new lap leaves behind the ended episode; without a new lap it is the second again.

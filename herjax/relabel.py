@@ -46,7 +46,7 @@ class Future(Quantile):
     """A step of `step .. length - 1`, uniformly."""
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """All of the steps ahead are alike."""
+        """A step ahead, all alike."""
         return step + _below(length - step, quantile)
 
 
@@ -54,7 +54,7 @@ class Episode(Quantile):
     """A step of `0 .. length - 1`, uniformly."""
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """All steps are alike."""
+        """A step of the episode, all alike."""
         del step
         return _below(length, quantile)
 
@@ -63,7 +63,7 @@ class Final(Quantile):
     """The last step."""
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """There is one to choose."""
+        """The last, whatever the quantile."""
         del quantile, step
         return length - 1
 
@@ -86,12 +86,12 @@ class geometric(Quantile):  # noqa: N801 - named as the function that it stands 
 
     def __post_init__(self) -> None:
         if isinstance(self.discount, bool) or not isinstance(self.discount, Real):
-            raise TypeError(f"discount is {self.discount!r}; geometric needs a number in [0, 1], not traced.")
+            raise TypeError(f"discount is {self.discount!r}; give a Python number in [0, 1].")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount is {self.discount}; geometric needs one in [0, 1].")
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """The inverse of the truncated geometric distribution's function."""
+        """A step ahead, by the inverse of the truncated geometric distribution function."""
         remaining = length - step
         if self.discount == 0:
             return step

@@ -16,7 +16,7 @@ from herjax.batching import anywhere
 
 FANOUT_BITS = 3
 FANOUT = 2**FANOUT_BITS
-_FEW = 256  # So many nodes are faster all recomputed than looked up.
+_SMALL_LEVEL = 256  # Up to this size, recomputing a whole level is faster than gathering what has changed.
 
 SumTree: TypeAlias = tuple[jax.Array, ...]
 """Levels from the leaves up to the root's children, float32 [nodes * FANOUT] each; the last has one node.
@@ -97,7 +97,7 @@ def set_leaves(tree: SumTree, indices: jax.Array, values: jax.Array) -> SumTree:
     nodes = jnp.minimum(indices, tree[0].size - 1)
     for parents in tree[1:]:
         nodes = nodes >> FANOUT_BITS
-        if parents.size <= _FEW:
+        if parents.size <= _SMALL_LEVEL:
             levels.append(_all_sums(levels[-1], parents.size))
         else:
             sums = _add_up(_children(levels[-1], nodes))
@@ -121,7 +121,7 @@ def fill(tree: SumTree, windows: list[tuple[jax.Array, jax.Array]]) -> SumTree:
     spans = [(start, values.size) for start, values in windows]
     for level in tree[1:]:
         children, parents = levels[-1], level
-        if parents.size <= _FEW:
+        if parents.size <= _SMALL_LEVEL:
             levels.append(_all_sums(children, parents.size))
             continue
         spans = [_parents(children, first, count) for first, count in spans]

@@ -117,7 +117,7 @@ def test_script_shares_seeds_out_among_devices(tmp_path: Path) -> None:
         out = tmp_path / str(devices)
         done = subprocess.run(
             [sys.executable, bitflip.__file__, *flags, "--out", str(out)],
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
             capture_output=True,
             text=True,
             check=True,

@@ -66,13 +66,13 @@ def scan_program(
         key = jax.random.key(call)
         return (np.arange(runs, dtype=np.int32), jax.random.split(key, runs)) if runs > 1 else (np.int32(0), key)
 
-    state = jax.jit(start if runs == 1 else jax.vmap(start))(inputs(0)[1])
+    state = jax.jit(start if runs == 1 else jax.vmap(start))(inputs(0)[1])  # Calls take the keys from 1 on.
     scan_all = jax.jit(scan if runs == 1 else jax.vmap(scan), donate_argnums=0).lower(state, *inputs(0)).compile()
     calls = 0
 
     def call() -> None:
         nonlocal state, calls
-        firsts, keys = inputs(calls)
+        firsts, keys = inputs(calls + 1)
         state = jax.block_until_ready(scan_all(state, firsts + np.int32(calls * steps), keys))
         calls += 1
 

@@ -2,14 +2,13 @@
 
     taskset -c 0 python examples/benchmarks/scaling.py
 
-The calls are add, end_episode, sample and update_priorities, on full buffers; what a loop without a buffer takes, which makes
-the same transitions and digests a batch as large, is subtracted.
+The calls are add, end_episode, sample and update_priorities, on full buffers. What a loop without a buffer takes is subtracted:
+it makes the same transitions, puts each into a batch as large, and digests that.
 """
 
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,10 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from interleaved import digest, ratio, scan_program, seconds
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import herjax
+from interleaved import digest, ratio, scan_program, seconds
 
 GOAL_SIZE = 10
 
@@ -49,7 +46,7 @@ class Point:
 
 AXES: dict[str, tuple[Point, ...]] = {
     "copies": tuple(Point(copies=copies) for copies in (10_000, 100_000, 1_000_000, 10_000_000)),
-    "episode_length": tuple(Point(episode_length=length) for length in (10, 30, 100, 300, 1000)),
+    "episode_length": tuple(Point(episode_length=length) for length in (10, 50, 100, 500, 1000)),
     "num_goals": tuple(Point(num_goals=goals) for goals in (0, 1, 2, 4, 8, 16)),
     "observation": tuple(Point(observation=shape, copies=10_000) for shape in ((10,), (100,), (1000,), (84, 84, 4))),
     "seeds": tuple(Point(seeds=seeds) for seeds in (1, 2, 4, 8, 16, 32)),
@@ -65,8 +62,8 @@ class Settings:
     """What to vary."""
     batch_size: int = 64
     """Copies drawn at each step."""
-    steps: int = 500
-    """Steps in one timed call."""
+    steps: int = 1000
+    """Steps in one timed call; a multiple of every episode length, so that all calls end as many."""
     rounds: int = 7
     """Timed calls of each program."""
     out: Path = Path("results/scaling.json")
@@ -135,22 +132,31 @@ def buffer_step(
     return herjax.update_priorities(buffer, batch.indices, priorities)
 
 
-def empty_step(point: Point, priorities: jax.Array, index_and_keys: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """The same without a buffer."""
+def empty_batch(point: Point, batch_size: int, _: jax.Array) -> tuple[Transition, jax.Array]:
+    """A batch of transitions and goals."""
+    items = jax.vmap(partial(transition_at, point))(jnp.arange(batch_size))
+    return items, jax.vmap(achieved_goal)(items)
+
+
+def empty_step(
+    point: Point, batch: tuple[Transition, jax.Array], index_and_keys: tuple[jax.Array, jax.Array]
+) -> tuple[Transition, jax.Array]:
+    """The same without a buffer; the digest goes into the batch, so that XLA has to compute it."""
     index, keys = index_and_keys
-    drawn = jnp.sum(jax.random.key_data(keys).astype(jnp.float32)) * 2.0**-40
     transition = transition_at(point, index)
-    what_a_sample_has = (transition, achieved_goal(transition))
-    batch = jax.vmap(lambda item: jax.tree.map(lambda leaf: leaf + item.astype(leaf.dtype), what_a_sample_has))(priorities)
-    return digest(batch) / 4 + drawn
+    drawn = jnp.sum(jax.random.key_data(keys).astype(jnp.float32)) * 2.0**-40
+    digested = jnp.sum(digest(batch)) * 2.0**-40 + drawn
+    item = index % batch[1].shape[0]
+    return jax.tree.map(lambda leaf, new: leaf.at[item].set(new), batch, (transition, achieved_goal(transition) + digested))
 
 
 def measure(settings: Settings, axis: str) -> list[Row]:
     """A row for each point of an axis and each kind of replay, with the ratio to the axis's second point."""
     programs: dict[str, Callable[[], None]] = {}
     for number, point in enumerate(AXES[axis]):
-        start = lambda _: jnp.ones(settings.batch_size)  # noqa: E731
-        programs[f"empty {number}"] = scan_program(partial(empty_step, point), start, settings.steps, point.seeds)
+        programs[f"empty {number}"] = scan_program(
+            partial(empty_step, point), partial(empty_batch, point, settings.batch_size), settings.steps, point.seeds
+        )
         for prioritized in (False, True):
             programs[f"{prioritized} {number}"] = scan_program(
                 partial(buffer_step, point, settings.batch_size),
