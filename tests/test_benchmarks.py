@@ -40,7 +40,8 @@ def test_all_operations_together_are_the_training_step() -> None:
     partial_steps = [run(partial(step_cost.partial_step, CONFIG, 5, count)) for count in (1, 2, 4)]
     chex.assert_trees_all_close(partial_steps[-1].agent, whole.agent, rtol=1e-4, atol=1e-6)
     assert not np.allclose(*(jax.tree.leaves(loop.agent)[0] for loop in (partial_steps[1], whole))), "the fixed batch"
-    assert [int(loop.buffer.pending) for loop in partial_steps] == [5, 0, 0]
+    assert [int(loop.buffer.head) for loop in partial_steps] == [0, 40, 40], "only end_episode keeps an episode"
+    assert not any(int(loop.buffer.num_dropped) for loop in partial_steps), "every add writes"
 
 
 def test_filled_buffers_are_full() -> None:
