@@ -255,3 +255,9 @@ def test_no_mistake_costs_the_state(buffer):
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, buffer), before)
     assert herjax.size(herjax.end_episode(buffer, GOAL, key)) == 3
     assert np.isfinite(herjax.sample(buffer, key, 4).reward).all()
+
+
+@pytest.mark.parametrize("discount", ["a", True, None, 1.5])
+def test_geometric_names_a_wrong_discount(discount):
+    """A discount that is no number, or lies outside [0, 1], is named with its value."""
+    assert_explained(lambda: herjax.geometric(discount), "discount", str(discount), "[0, 1]")
