@@ -8,11 +8,29 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from herjax import prioritized, relabel
-from herjax.batching import anywhere
+from herjax import hindsight, prioritized
+from herjax.batching import Steps, for_each_step
+from herjax.hindsight import Visits
 from herjax.relabel import Goal, Transition
-from herjax.rows import Rows
-from herjax.state import BufferState, Config, Copy, can_sample, check_whole, count, row_of, size
+from herjax.rows import Layout, Pytree, Rows, read, write
+from herjax.state import (
+    INT32_MAX,
+    BufferState,
+    Config,
+    Copy,
+    Episodes,
+    around,
+    can_sample,
+    check_whole,
+    count,
+    env_and_place,
+    held_row,
+    row_at,
+    size,
+    tail,
+)
+
+_LEAST_STEPS, _MOST_STEPS = 32, 1024  # Steps that one turn of `end_episode` relabels: one for each environment, within these.
 
 
 class Sample(NamedTuple):
@@ -36,7 +54,7 @@ def add(state: BufferState, transition: Transition) -> BufferState:
 
     Args:
       state: the buffer.
-      transition: one transition, like `init`'s example.
+      transition: one transition, like `init`'s example; with `num_envs`, one of each environment along a leading axis.
 
     Returns:
       The next state. Called outside of a compiled loop, this copies the buffer: use `jax.jit(herjax.add, donate_argnums=0)`.
@@ -46,20 +64,27 @@ def add(state: BufferState, transition: Transition) -> BufferState:
       TypeError: a leaf's dtype differs.
     """
     config = state.config
-    config.transition.check("transition", transition)
+    config.transition.check("transition", transition, config.num_envs)
     fits = state.pending < config.max_episode_length
     checkify.debug_check(
-        fits,
-        "add: the episode is longer than max_episode_length, which is {max_episode_length}; the transition was dropped",
+        jnp.all(fits),
+        "add: the episode of environment {env} is longer than max_episode_length, which is {max_episode_length}; "
+        "the transition was dropped",
+        env=jnp.argmin(fits),
         max_episode_length=jnp.int32(config.max_episode_length),
     )
-    packed = config.transition.pack(transition)
-    row = jnp.where(fits, state.head + state.pending, config.num_rows)
+    full = fits & (state.held + state.pending >= config.capacity_per_env)
+    oldest = _oldest(state)
+    # A whole episode stays while it can, so that no more than `max_episode_length` rows are ever missing.
+    spared = state.held - oldest < config.capacity_per_env - config.max_episode_length
+    state = _evict(state, jnp.where(full & ~spared, oldest, 0))
+    rows = jnp.where(fits, _rows(config, state.head + state.pending), config.num_rows)
     return dataclasses.replace(
         state,
-        transitions=_write(state.transitions, {group: words[None] for group, words in packed.items()}, row),
+        transitions=write(state.transitions, rows, _pack(config, config.transition, transition)),
+        episodes=None if state.episodes is None else _link(state.episodes, rows, -state.pending),
         pending=state.pending + fits.astype(jnp.int32),
-        num_dropped=count(state.num_dropped, ~fits),
+        num_dropped=count(state.num_dropped, jnp.sum(~fits)),
     )
 
 
@@ -69,81 +94,85 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
 
     Args:
       state: the buffer.
-      goal: the goal that the ended episode pursued; structure, shapes and dtypes are those of `goal_fn`'s result.
+      goal: the goal that the ended episode pursued; structure, shapes and dtypes are those of `goal_fn`'s result. With
+        `num_envs`, a goal of each environment along a leading axis.
       key: draws the hindsight goals; used up.
-      done: bool [], whether the episode ended. Where it is False, or no transition is pending, nothing changes.
+      done: bool [], whether the episode ended; with `num_envs`, that or bool [num_envs]. Where it is False, or no transition is
+        pending, nothing changes.
 
     Returns:
-      The next state. The oldest rows have made room; the ended episode is held whole.
+      The next state. The oldest transitions have made room; the ended episode is held whole.
 
     Raises:
-      ValueError: the goal's structure or a leaf's shape differs from `goal_fn`'s, or `done` is no scalar.
+      ValueError: the goal's structure or a leaf's shape differs from `goal_fn`'s, or `done` has another shape.
       TypeError: a leaf's dtype differs, or `done` is no bool.
     """
-    state.config.goal.check("goal", goal)
-    done = jnp.asarray(done)
-    if done.shape:
-        raise ValueError(f"done has shape {done.shape}, expected (); with one environment pass one bool.")
-    if done.dtype != jnp.bool_:
-        raise TypeError(f"done has dtype {done.dtype}, expected bool; convert it with astype(bool).")
-    ending = done & (state.pending > 0)
-    ended: BufferState = jax.lax.cond(anywhere(ending), _commit, lambda state, *_: state, state, goal, key, ending)
-    return ended
-
-
-def _commit(state: BufferState, goal: Goal, key: jax.Array, ending: jax.Array) -> BufferState:
-    """Makes the running episode a finished one if `ending`; otherwise writes into the dead zone, to no effect."""
     config = state.config
-    length = jnp.where(ending, state.pending, 0)
-    end = state.head + length
-    new_lap = end + config.max_episode_length > config.num_rows
+    config.goal.check("goal", goal, config.num_envs)
+    goals = _pack(config, config.goal, goal)
+    lengths = jnp.where(_check_done(config, done), state.pending, 0)
+    if config.evicts_episodes:
+        over = (lengths > 0) & (state.held + lengths > config.capacity_per_env)
+        state = _evict(state, jnp.where(over, _oldest(state), 0))
     ended = dataclasses.replace(
         state,
-        head=jnp.where(new_lap, 0, end),
-        lap_end=jnp.where(new_lap, end, state.lap_end),
-        pending=state.pending - length,
+        head=around(config, state.head + lengths),
+        held=state.held + lengths,
+        pending=state.pending - lengths,
     )
-    steps = jnp.minimum(jnp.arange(config.max_episode_length, dtype=jnp.int32), jnp.maximum(length - 1, 0))
-    episode = _read_transitions(state, state.head + steps)
-    window = (config.max_episode_length, 1)
-    goals = {group: jnp.broadcast_to(words, (*window, words.size)) for group, words in config.goal.pack(goal).items()}
-    if config.num_goals > 0:
-        drawn = _hindsight_goals(ended, key, episode, length)
-        goals = {group: jnp.concatenate([own, drawn[group]], axis=1) for group, own in goals.items()}
-    return dataclasses.replace(
-        ended,
-        copies=_write(state.copies, _copies(config, episode, goals), state.head * config.num_copies),
-        tree=None if state.tree is None else prioritized.enter(state.tree, ended, state.head, length),
-    )
+    if state.episodes is not None:
+        firsts = jnp.where(lengths > 0, _rows(config, state.head), config.num_rows)
+        episodes = _link(state.episodes, firsts, lengths)
+        ended = dataclasses.replace(ended, episodes=episodes._replace(goals=write(episodes.goals, firsts, goals)))
+    if ended.copies is None and ended.tree is None:
+        return ended
+
+    def commit(ended: BufferState, turn: jax.Array, steps: Steps) -> BufferState:
+        env = steps.env
+        visits = Visits(env, state.head[env], steps.step, jnp.maximum(lengths[env], 1), steps.valid)
+        pursued = {group: words[env][:, None] for group, words in goals.items()}
+        return _commit(ended, jax.random.fold_in(key, turn), visits, pursued)
+
+    return for_each_step(lengths, _steps_a_turn(config), commit, ended)
 
 
-def _hindsight_goals(state: BufferState, key: jax.Array, episode: Transition, length: jax.Array) -> Rows:
-    """Hindsight goals for every step of the ended episode: rows [max_episode_length, num_goals, words]."""
+def _commit(state: BufferState, key: jax.Array, visits: Visits, goals: Rows) -> BufferState:
+    """Writes the copies of some steps of episodes that have ended, and gives them the largest priority so far."""
     config = state.config
+    rows = hindsight.rows_of(config, visits)
+    if state.copies is not None:
+        transitions = hindsight.transitions(state, rows)
+        if config.num_goals > 0:
+            drawn = hindsight.goals(state, key, visits, config.num_goals)
+            goals = {group: jnp.concatenate([own, drawn[group]], axis=1) for group, own in goals.items()}
+        copies = jax.vmap(jax.vmap(partial(hindsight.copy, config), (None, 0)))(transitions, goals)
+        indices = rows[:, None] * config.num_copies + jnp.arange(config.num_copies, dtype=jnp.int32)[None]
+        indices = jnp.where(visits.valid[:, None], indices, INT32_MAX).ravel()
+        flat = {group: words.reshape(-1, words.shape[-1]) for group, words in copies.items()}
+        state = dataclasses.replace(state, copies=write(state.copies, indices, flat))
+    return prioritized.enter(state, rows, visits.valid)
 
-    def achieved(transition: Transition) -> Rows:
-        return config.goal.pack(config.goal_fn(transition))
 
-    if callable(config.strategy):
-        drawn: Rows = relabel.hindsight_goals(config.strategy, key, jax.vmap(achieved)(episode), length, config.num_goals)
-        return drawn
-    held = jnp.maximum(size(state), 1)
-    ages = jax.random.randint(key, (config.max_episode_length, config.num_goals), 1, held + 1, jnp.int32)
-    transitions = _read_transitions(state, jnp.maximum(row_of(state, ages), 0).ravel())
-    goals = jax.vmap(achieved)(transitions)
-    return {group: words.reshape(*ages.shape, words.shape[-1]) for group, words in goals.items()}
+def _oldest(state: BufferState) -> jax.Array:
+    """How many transitions make room together in each environment: the oldest one, or all of its episode. int32 [n]."""
+    if not state.config.evicts_episodes:
+        return jnp.ones_like(state.held)
+    return read(state.episodes.links, _rows(state.config, tail(state)))
 
 
-def _copies(config: Config, episode: Transition, goals: Rows) -> Rows:
-    """The copies of an episode under the goals of each step: rows [max_episode_length * num_copies, words]."""
+def _evict(state: BufferState, counts: jax.Array) -> BufferState:
+    """Takes the oldest transitions of each environment out, as many as `counts`, int32 [n]."""
+    config = state.config
+    oldest = tail(state)
 
-    def copy(transition: Transition, goal_row: Rows) -> Rows:
-        goal = config.goal.unpack(goal_row)
-        terminated = None if config.terminated_fn is None else config.terminated_fn(transition, goal)
-        return config.copy.pack(Copy(goal, config.reward_fn(transition, goal), terminated))
+    def clear(state: BufferState, turn: jax.Array, steps: Steps) -> BufferState:
+        del turn
+        return prioritized.leave(state, row_at(config, steps.env, oldest[steps.env] + steps.step), steps.valid)
 
-    copies = jax.vmap(jax.vmap(copy, (None, 0)))(episode, goals)
-    return {group: words.reshape(-1, words.shape[-1]) for group, words in copies.items()}
+    if state.tree is not None:
+        chunk = _steps_a_turn(config) if config.evicts_episodes else config.envs
+        state = for_each_step(counts, chunk, clear, state)
+    return dataclasses.replace(state, held=state.held - counts)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "axis_name"))
@@ -174,6 +203,9 @@ def sample(
     check_whole("batch_size", batch_size, 1)
     config = state.config
     copies_held = size(state) * config.num_copies
+    key_goals = None
+    if config.relabels_when_sampled:
+        key, key_goals = jax.random.split(key)
     if state.tree is None:
         indices = _draw_uniformly(state, key, batch_size)
         weights = jnp.full(batch_size, can_sample(state).astype(jnp.float32))
@@ -186,17 +218,42 @@ def sample(
     if state.tree is not None:
         weights = prioritized.importance_weights(probabilities, copies_held, beta, axis_name)
     rows = jax.lax.div(indices, jnp.int32(config.num_copies))  # Of non-negative numbers; `//` would mind their sign.
-    copies: Copy = jax.vmap(config.copy.unpack)(_read_held(state, state.copies, indices))
+    transitions = read(state.transitions, rows)
+    if state.copies is not None:
+        is_hindsight, copies = indices > rows * config.num_copies, read(state.copies, indices)
+    else:
+        is_hindsight, copies = _relabelled(state, key_goals, rows, transitions)
+    copy: Copy = jax.vmap(config.copy.unpack)(_or_zeros(state, copies))
     return Sample(
-        transition=jax.vmap(config.transition.unpack)(_read_held(state, state.transitions, rows)),
-        goal=copies.goal,
-        reward=copies.reward,
-        terminated=copies.terminated,
-        is_hindsight=indices > rows * config.num_copies,
+        transition=jax.vmap(config.transition.unpack)(_or_zeros(state, transitions)),
+        goal=copy.goal,
+        reward=copy.reward,
+        terminated=copy.terminated,
+        is_hindsight=is_hindsight,
         indices=indices,
         probabilities=probabilities,
         weights=weights,
     )
+
+
+def _relabelled(state: BufferState, key: jax.Array, rows: jax.Array, transitions: Rows) -> tuple[jax.Array, Rows]:
+    """Draws a goal for each sampled row: whether it is a hindsight goal, bool [n], and the copy under it, rows [n, words]."""
+    config, episodes = state.config, state.episodes
+    env, place = env_and_place(config, rows)
+    step = jnp.maximum(-read(episodes.links, rows), 0)
+    first = around(config, place - step)
+    first_row = row_at(config, env, first)
+    goals = read(episodes.goals, first_row)
+    is_hindsight = jnp.zeros(rows.shape, bool)
+    if config.num_goals > 0:
+        key_own, key_goals = jax.random.split(key)
+        length = jnp.maximum(read(episodes.links, first_row), 1)
+        visits = Visits(env, first, step, length, jnp.broadcast_to(can_sample(state), rows.shape))
+        drawn = hindsight.goals(state, key_goals, visits, 1)
+        is_hindsight = can_sample(state) & (jax.random.randint(key_own, rows.shape, 0, config.num_goals + 1) > 0)
+        goals = {group: jnp.where(is_hindsight[:, None], drawn[group][:, 0], own) for group, own in goals.items()}
+    unpacked = jax.vmap(config.transition.unpack)(transitions)
+    return is_hindsight, jax.vmap(partial(hindsight.copy, config))(unpacked, goals)
 
 
 def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
@@ -205,27 +262,43 @@ def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.
     bits = jax.random.bits(key, (batch_size,), jnp.uint32)
     # The upper half of the product is uniform below the bound, to within bound / 2^32; randint would draw four times the bits.
     drawn = jax.lax.mulhi(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
-    rows_back = jax.lax.div(drawn, jnp.int32(num_copies))
-    rows = jnp.maximum(row_of(state, rows_back + 1), 0)
-    return rows * num_copies + (drawn - rows_back * num_copies)
+    number = jax.lax.div(drawn, jnp.int32(num_copies))
+    return held_row(state, number) * num_copies + (drawn - number * num_copies)
 
 
-def _read_transitions(state: BufferState, rows: jax.Array) -> Transition:
-    """The transitions in `rows`, int32 [n]: each leaf [n, ...]."""
-    return jax.vmap(state.config.transition.unpack)(_read(state.transitions, rows))
+def _or_zeros(state: BufferState, rows: Rows) -> Rows:
+    """The rows, or zeros on an empty buffer."""
+    return {group: jnp.where(can_sample(state), words, 0) for group, words in rows.items()}
 
 
-def _read_held(state: BufferState, rows: Rows, indices: jax.Array) -> Rows:
-    """The rows at `indices`, or zeros on an empty buffer."""
-    return {group: jnp.where(can_sample(state), words, 0) for group, words in _read(rows, indices).items()}
+def _rows(config: Config, places: jax.Array) -> jax.Array:
+    """The row at a place of each environment's ring: int32 [n]."""
+    return row_at(config, jnp.arange(config.envs, dtype=jnp.int32), places)
 
 
-def _read(rows: Rows, indices: jax.Array) -> Rows:
-    return {
-        group: words.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False) for group, words in rows.items()
-    }
+def _link(episodes: Episodes, rows: jax.Array, links: jax.Array) -> Episodes:
+    return episodes._replace(links=write(episodes.links, rows, links))
 
 
-def _write(rows: Rows, block: Rows, start: jax.Array) -> Rows:
-    """Writes a block of rows, [n, words], from row `start` on."""
-    return {group: jax.lax.dynamic_update_slice_in_dim(rows[group], block[group], start, axis=0) for group in rows}
+def _pack(config: Config, layout: Layout, tree: Pytree) -> Rows:
+    """A pytree of each environment as rows [n, words]."""
+    if config.num_envs is None:
+        tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
+    packed: Rows = jax.vmap(layout.pack)(tree)
+    return packed
+
+
+def _check_done(config: Config, done: jax.Array | bool) -> jax.Array:
+    """Whether each environment's episode ended: bool [n]."""
+    done = jnp.asarray(done)
+    if done.shape and done.shape != (config.num_envs,):
+        expected = "()" if config.num_envs is None else f"() or ({config.num_envs},)"
+        remedy = "one bool" if config.num_envs is None else "one bool for all environments, or one for each"
+        raise ValueError(f"done has shape {done.shape}, expected {expected}; pass {remedy}.")
+    if done.dtype != jnp.bool_:
+        raise TypeError(f"done has dtype {done.dtype}, expected bool; convert it with astype(bool).")
+    return jnp.broadcast_to(done, (config.envs,))
+
+
+def _steps_a_turn(config: Config) -> int:
+    return min(config.envs * config.max_episode_length, max(_LEAST_STEPS, min(config.envs, _MOST_STEPS)))

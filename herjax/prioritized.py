@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from herjax import sum_tree
-from herjax.batching import anywhere
+from herjax.batching import largest
 from herjax.state import INT32_MAX, BufferState, Config, can_sample, count, is_held
 from herjax.sum_tree import SumTree
 
@@ -16,8 +16,10 @@ _SMALLEST = 2.0**-96  # Fractions of it, such as a stratum, are float32 at full 
 _LARGEST = 2.0**96  # 2^31 of them add up to a finite float32.
 
 
-@jax.jit
-def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Array) -> BufferState:
+@partial(jax.jit, static_argnames=("axis_name",))
+def update_priorities(
+    state: BufferState, indices: jax.Array, priorities: jax.Array, *, axis_name: str | None = None
+) -> BufferState:
     """Sets the priorities of sampled copies, stored as `(p + priority_epsilon)^priority_exponent` within [2^-96, 2^96].
 
     Where an index comes twice, its last accepted priority wins. A priority that is NaN, infinite or negative, or whose index
@@ -27,6 +29,8 @@ def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Ar
       state: the buffer, made with a `priority_exponent`.
       indices: integer [n], from `sample`.
       priorities: [n], the new absolute TD errors.
+      axis_name: a mapped axis over which the buffer is sharded; the largest priority so far, which new copies enter with, is then
+        that of the whole.
 
     Returns:
       The next state.
@@ -56,12 +60,13 @@ def update_priorities(state: BufferState, indices: jax.Array, priorities: jax.Ar
     # Sorted by index, those that are alike form a run, of which the last is kept. What `sample` drew is sorted already.
     unsorted = jnp.any(targets[1:] < targets[:-1])
     pairs = (targets, _stored(config, priorities))
-    targets, stored = jax.lax.cond(anywhere(unsorted), _sort_stably, lambda pairs: pairs, pairs)
+    targets, stored = jax.lax.cond(largest(unsorted), _sort_stably, lambda pairs: pairs, pairs)
     targets = jnp.where(targets == jnp.append(targets[1:], -1), INT32_MAX, targets)
+    max_priority = jnp.maximum(state.max_priority, jnp.max(jnp.where(accepted, priorities, 0)))
     return dataclasses.replace(
         state,
-        tree=sum_tree.set_leaves(state.tree, targets, stored),
-        max_priority=jnp.maximum(state.max_priority, jnp.max(jnp.where(accepted, priorities, 0))),
+        tree=sum_tree.set_windows(state.tree, targets, stored[:, None]),
+        max_priority=max_priority if axis_name is None else jax.lax.pmax(max_priority, axis_name),
         num_rejected=count(state.num_rejected, jnp.where(can_sample(state), jnp.sum(~accepted), 0)),
     )
 
@@ -93,28 +98,23 @@ def _sort_stably(pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Arr
     return indices, priorities
 
 
-def enter(tree: SumTree, state: BufferState, start: jax.Array, length: jax.Array) -> SumTree:
-    """Gives the copies of an ended episode the largest priority so far, and those of rows that made room none.
+def enter(state: BufferState, rows: jax.Array, valid: jax.Array) -> BufferState:
+    """Gives all copies in `rows`, int32 [n], the largest priority so far; those not `valid`, bool [n], are passed over."""
+    return _set_rows(state, rows, valid, _stored(state.config, state.max_priority))
 
-    Args:
-      tree: the priorities before.
-      state: the buffer once the episode has ended.
-      start: the episode's first row, int32 [].
-      length: its steps, int32 []; 0: none has ended.
-    """
-    config = state.config
-    window = config.max_episode_length * config.num_copies
-    steps = jax.lax.div(jnp.arange(window, dtype=jnp.int32), jnp.int32(config.num_copies))
-    entering = jnp.where(steps < length, _stored(config, state.max_priority), 0)
-    cleared = jnp.zeros(window, jnp.float32)
-    # The last window clears what a new lap leaves behind the ended episode; without a new lap it is the second again.
-    rows_and_values = [(start, entering), (state.head, cleared), (start + length, cleared)]
-    tree = sum_tree.fill(tree, [(row * config.num_copies, values) for row, values in rows_and_values])
-    if config.capacity < 2 * config.max_episode_length - 1:
-        # So small a buffer has rows to spare beyond its capacity: clear those that have just left it.
-        held = is_held(state, jnp.arange(tree[0].size, dtype=jnp.int32) // config.num_copies)
-        tree = sum_tree.fill(tree, [(jnp.int32(0), jnp.where(held, tree[0], 0))])
-    return tree
+
+def leave(state: BufferState, rows: jax.Array, valid: jax.Array) -> BufferState:
+    """Takes the priorities of all copies in `rows`, int32 [n]; those not `valid`, bool [n], are passed over."""
+    return _set_rows(state, rows, valid, jnp.zeros((), jnp.float32))
+
+
+def _set_rows(state: BufferState, rows: jax.Array, valid: jax.Array, value: jax.Array) -> BufferState:
+    if state.tree is None:
+        return state
+    num_copies = state.config.num_copies
+    starts = jnp.where(valid, rows * num_copies, INT32_MAX)
+    values = jnp.broadcast_to(value, (rows.size, num_copies))
+    return dataclasses.replace(state, tree=sum_tree.set_windows(state.tree, starts, values))
 
 
 def draw(tree: SumTree, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:

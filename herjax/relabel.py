@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,9 @@ RANDOM = "random"
 class Quantile(abc.ABC):
     """A strategy that one uniform number decides. All goals' numbers can be drawn at once, faster than from a key for each."""
 
+    looks_ahead: ClassVar[bool] = True
+    """Whether no goal's step comes before the step that it is for."""
+
     @abc.abstractmethod
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """The goal's step at a `quantile` of its distribution, float32 [] in [0, 1): int32 []."""
@@ -52,6 +55,8 @@ class Future(Quantile):
 
 class Episode(Quantile):
     """A step of `0 .. length - 1`, uniformly."""
+
+    looks_ahead = False
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """A step of the episode, all alike."""
@@ -106,40 +111,41 @@ class geometric(Quantile):  # noqa: N801 - named as the function that it stands 
 STRATEGIES: dict[str, StrategyFn] = {"future": Future(), "episode": Episode(), "final": Final()}
 
 
-def hindsight_goals(strategy: StrategyFn, key: jax.Array, achieved: Goal, length: jax.Array, num_goals: int) -> Goal:
-    """Draws hindsight goals for every step of one episode from the goals that it achieved.
+def goal_steps(
+    strategy: StrategyFn, key: jax.Array, step: jax.Array, length: jax.Array, valid: jax.Array, num_goals: int
+) -> jax.Array:
+    """Draws the steps whose achieved goals become hindsight goals.
 
-    A step that lies outside the episode is clipped into it, and named under checkify.
+    One that lies outside the episode is clipped into it, and named under checkify.
 
     Args:
       strategy: names the step whose goal to take.
       key: used up.
-      achieved: the achieved goals, each leaf [max_episode_length, ...]; those from `length` on are not used.
-      length: int32 [], steps in the episode; 0: there is none, and what is drawn means nothing.
+      step: int32 [n], the steps that goals are for.
+      length: int32 [n], steps in the episode of each.
+      valid: bool [n], whether there is such a step; what is drawn for another means nothing, but lies in `0 .. length - 1` too.
       num_goals: goals drawn per step.
 
     Returns:
-      Goals with leaves [max_episode_length, num_goals, ...]; rows from `length` on repeat the last step's.
+      int32 [n, num_goals].
     """
-    last = jnp.maximum(length - 1, 0)
-    max_length = jax.tree.leaves(achieved)[0].shape[0]
-    steps = jnp.minimum(jnp.arange(max_length, dtype=jnp.int32), last)
-    shape = (max_length, num_goals)
+    shape = (*step.shape, num_goals)
     draw: StrategyFn
     if isinstance(strategy, Quantile):
         # Drawn flat: XLA compiles that faster.
-        draw, chances = strategy.place, jax.random.uniform(key, (max_length * num_goals,), jnp.float32).reshape(shape)
+        draw, chances = strategy.place, jax.random.uniform(key, (math.prod(shape),), jnp.float32).reshape(shape)
     else:
         draw, chances = strategy, jax.random.split(key, shape)
-    drawn = jax.vmap(jax.vmap(draw, (0, None, None)), (0, 0, None))(chances, steps, last + 1)
-    inside = jnp.clip(drawn, 0, last)
+    drawn = jax.vmap(jax.vmap(draw, (0, None, None)))(chances, step, length)
+    inside = jnp.clip(drawn, 0, length[:, None] - 1)
+    fault = (inside != drawn) & valid[:, None]
     checkify.debug_check(
-        jnp.all(inside == drawn) | (length == 0),
+        ~jnp.any(fault),
         "strategy: it returned goal_step {goal_step}, outside the episode of length {length}; it was clipped into it",
-        goal_step=drawn.ravel()[jnp.argmax(inside != drawn)],
-        length=length,
+        goal_step=drawn.ravel()[jnp.argmax(fault)],
+        length=length[jnp.argmax(jnp.any(fault, axis=1))],
     )
-    return jax.tree.map(lambda leaf: leaf.at[inside].get(mode="promise_in_bounds", wrap_negative_indices=False), achieved)
+    return inside
 
 
 def _below(bound: jax.Array, quantile: jax.Array) -> jax.Array:

@@ -74,16 +74,18 @@ class Layout:
             widths[leaf.group] = widths.get(leaf.group, 0) + leaf.words
         return {group: jnp.zeros((num_rows, words), group) for group, words in widths.items() if words}
 
-    def check(self, name: str, tree: Pytree) -> None:
-        """Raises `ValueError` or `TypeError`, naming the leaf, where one `tree` is not of this layout."""
+    def check(self, name: str, tree: Pytree, num_envs: int | None = None) -> None:
+        """Raises `ValueError` or `TypeError`, naming the leaf, where `tree` is not of this layout, `num_envs` times if given."""
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
         if treedef != self.treedef:
             raise ValueError(f"{name} has the structure {treedef}, but init was given {self.treedef}; pass the same pytree.")
+        leading = () if num_envs is None else (num_envs,)
+        remedy = "pass one, unbatched" if num_envs is None else f"pass one of each of the {num_envs} environments"
         for (path, value), leaf in zip(paths_and_leaves, self.leaves, strict=True):
             leaf_path = name + jax.tree_util.keystr(path)
             shape, dtype = _aval(leaf_path, value)
-            if shape != leaf.shape:
-                raise ValueError(f"{leaf_path} has shape {shape}, expected {leaf.shape} as at init; pass one, unbatched.")
+            if shape != leading + leaf.shape:
+                raise ValueError(f"{leaf_path} has shape {shape}, expected {leading + leaf.shape} as at init; {remedy}.")
             if dtype != leaf.dtype:
                 raise TypeError(f"{leaf_path} has dtype {dtype}, expected {leaf.dtype} as at init; convert it with astype.")
 
@@ -101,10 +103,20 @@ class Layout:
 
     def unpack(self, row: Rows) -> Pytree:
         """The pytree that `pack` made this row (each array [words]) from."""
-        return self.treedef.unflatten([_read(leaf, row) for leaf in self.leaves])
+        return self.treedef.unflatten([_leaf(leaf, row) for leaf in self.leaves])
 
 
-def _read(leaf: Leaf, row: Rows) -> jax.Array:
+def read(rows: Pytree, indices: jax.Array) -> Pytree:
+    """The rows at `indices`, int32 of any shape, all of which must be there."""
+    return jax.tree.map(lambda words: words.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False), rows)
+
+
+def write(rows: Pytree, indices: jax.Array, values: Pytree) -> Pytree:
+    """Puts values in the rows at `indices`, int32 [n] >= 0; those past the end are dropped."""
+    return jax.tree.map(lambda words, new: words.at[indices].set(new, mode="drop", wrap_negative_indices=False), rows, values)
+
+
+def _leaf(leaf: Leaf, row: Rows) -> jax.Array:
     if not leaf.words:
         return jnp.zeros(leaf.shape, leaf.dtype)
     words = row[leaf.group][leaf.start : leaf.start + leaf.words]

@@ -1,18 +1,19 @@
 """The state of a buffer, where its rows lie, and how an empty one is made.
 
-Episodes lie in rows one after another, each in one piece, the running one at the end:
+Each environment has a ring of `rows_per_env` rows, and these rings lie one after another. A ring holds, oldest first and going
+round its end to its start:
 
-    [0, head)                      episodes of this lap
-    [head, head + pending)         the running episode
-    [head, head + L)               the dead zone: never sampled, so that writing here is never a fault
-    [head + L, lap_end)            what is left of the lap before
+    [tail, head)               finished transitions, `held` of them; tail = head - held
+    [head, head + pending)     the running episode
+    the rest                   nothing
 
-L is `max_episode_length`. Where the next episode might not fit behind `head`, a new lap begins at row 0. Thus an episode is
-read and written as one window, a commit that has nothing to commit writes where nobody looks, and no operation's cost depends
-on the capacity, but for the depth of the priorities' tree.
+The running episode makes room for itself as it grows, so that a step's cost depends on no capacity, but for the depth of the
+priorities' tree. Usually it takes the row of the oldest transition. Where goals are drawn when a transition is sampled, by a
+strategy that looks back into its episode, it takes the room of the whole oldest episode (`Config.evicts_episodes`).
 
-A row holds one transition and has `1 + num_goals` copies, each with a goal, a reward and a priority: copy 0 has the goal that
-the episode pursued, the others have hindsight goals. Copy `c` of row `r` has index `r * (1 + num_goals) + c`.
+A row holds one transition, and either its copies, each with a goal, a reward and a priority: copy 0 has the goal that the
+episode pursued, the others have hindsight goals, and copy `c` of row `r` has the index `r * num_copies + c`. Or, with
+`relabel="sample"`, it holds what it takes to draw and recompute them, and its index is the row.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from herjax import sum_tree
-from herjax.relabel import RANDOM, STRATEGIES, Goal, GoalFn, RewardFn, StrategyFn, TerminatedFn, Transition
+from herjax.batching import locate
+from herjax.relabel import RANDOM, STRATEGIES, Goal, GoalFn, Quantile, RewardFn, StrategyFn, TerminatedFn, Transition
 from herjax.rows import Layout, Pytree, Rows
 
 INT32_MAX = 2**31 - 1
@@ -41,21 +43,44 @@ class Config:
     terminated_fn: TerminatedFn | None
     strategy: str | StrategyFn
     num_goals: int
+    relabels_when_sampled: bool
     priority_exponent: float | None
     priority_epsilon: float
+    num_envs: int | None
     transition: Layout
     goal: Layout
     copy: Layout
 
     @property
+    def envs(self) -> int:
+        """Environments, 1 where arguments have no axis for them."""
+        return 1 if self.num_envs is None else self.num_envs
+
+    @property
     def num_copies(self) -> int:
-        """Copies of each transition: its own goal and the hindsight goals."""
-        return 1 + self.num_goals
+        """Indices of each row: one for each of its copies, or one where goals are drawn when it is sampled."""
+        return 1 if self.relabels_when_sampled else 1 + self.num_goals
+
+    @property
+    def evicts_episodes(self) -> bool:
+        """Whether an episode must be whole for a goal of it to be drawn, so that only whole ones make room."""
+        backward = callable(self.strategy) and not (isinstance(self.strategy, Quantile) and self.strategy.looks_ahead)
+        return self.relabels_when_sampled and self.num_goals > 0 and backward
+
+    @property
+    def capacity_per_env(self) -> int:
+        """The most finished transitions of one environment."""
+        return self.capacity // self.envs
+
+    @property
+    def rows_per_env(self) -> int:
+        """Rows of one environment's ring; an episode that must stay whole needs some beyond the capacity."""
+        return self.capacity_per_env + (self.max_episode_length if self.evicts_episodes else 0)
 
     @property
     def num_rows(self) -> int:
-        """Rows enough for `capacity` beside the dead zone, and for an ended episode to outlive the start of a new lap."""
-        return self.max_episode_length + max(self.capacity, 2 * self.max_episode_length - 1)
+        """Rows of all environments."""
+        return self.envs * self.rows_per_env
 
 
 class Copy(NamedTuple):
@@ -66,15 +91,23 @@ class Copy(NamedTuple):
     terminated: jax.Array | None  # bool []
 
 
+class Episodes(NamedTuple):
+    """What `relabel="sample"` keeps of each episode, at the rows of its transitions. R is `config.num_rows`."""
+
+    goals: Rows  # [R, words]; the goal that was pursued, at the first row of its episode.
+    links: jax.Array  # int32 [R]; the episode's length at its first row; minus the step at the others.
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
         "transitions",
         "copies",
+        "episodes",
         "tree",
         "max_priority",
         "head",
-        "lap_end",
+        "held",
         "pending",
         "num_dropped",
         "num_rejected",
@@ -85,16 +118,18 @@ class Copy(NamedTuple):
 class BufferState:
     """The state of one buffer: a pytree, made by `init` and by the functions that take one.
 
-    R is `config.num_rows`, K is `config.num_copies`. Only `num_dropped` and `num_rejected` are meant to be read by users.
+    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`. Only `num_dropped` and `num_rejected` are meant to be
+    read by users.
     """
 
-    transitions: Rows  # [R + 1, words]; the last row takes what is dropped.
-    copies: Rows  # [R * K, words]
-    tree: sum_tree.SumTree | None  # Priorities of the copies; None: uniform.
+    transitions: Rows  # [R, words]
+    copies: Rows | None  # [R * K, words]; None with `relabel="sample"`.
+    episodes: Episodes | None  # None with `relabel="episode_end"`.
+    tree: sum_tree.SumTree | None  # Priorities of the copies, 0 where nothing finished is held; None: uniform.
     max_priority: jax.Array  # float32 []; the largest accepted priority so far.
-    head: jax.Array  # int32 []; the first row of the running episode.
-    lap_end: jax.Array  # int32 []; the end of the lap before this one; 0 in the first.
-    pending: jax.Array  # int32 []; transitions of the running episode.
+    head: jax.Array  # int32 [n]; where in its ring the running episode begins.
+    held: jax.Array  # int32 [n]; finished transitions.
+    pending: jax.Array  # int32 [n]; transitions of the running episode.
     num_dropped: jax.Array  # int32 []; transitions past `max_episode_length`, not stored.
     num_rejected: jax.Array  # int32 []; priorities not accepted.
     config: Config
@@ -121,7 +156,7 @@ def init(
 
     Args:
       transition: an example of one transition, unbatched: a pytree of arrays or `jax.ShapeDtypeStruct`s.
-      capacity: the most finished transitions held. Their copies do not count.
+      capacity: the most finished transitions held, over all environments. Their copies do not count.
       max_episode_length: the most transitions of one episode that are stored.
       goal_fn: `goal_fn(transition) -> goal`, the goal that the transition achieved, after its action; any pytree.
       reward_fn: `reward_fn(transition, goal) -> []`, the transition's reward had `goal` been desired.
@@ -129,10 +164,12 @@ def init(
       strategy: "final", "future", "episode" or "random" (arXiv:1707.01495, section 4.5), or a function
         `(key, step, length) -> goal_step` of int32 scalars, such as `herjax.geometric(0.98)`.
       num_goals: hindsight goals per transition, k in the paper. 0: no hindsight. "final" always has one.
-      relabel: "episode_end": goals are drawn once, when their episode ends.
+      relabel: "episode_end": goals are drawn once, when their episode ends, and kept. "sample": goals are drawn afresh whenever
+        a transition is sampled, its own with probability 1 / (num_goals + 1), and no copies are stored.
       priority_exponent: alpha of prioritised replay (arXiv:1511.05952, section 3.3); None: uniform replay.
       priority_epsilon: added to every priority, so that none is zero.
-      num_envs: None: one environment, unbatched arguments.
+      num_envs: environments that fill the buffer: the arguments of `add` and `end_episode` then have a leading axis of as many.
+        None: one environment, unbatched arguments.
 
     Returns:
       The state of an empty buffer.
@@ -140,20 +177,12 @@ def init(
     Raises:
       ValueError: an argument is out of range, or a function returns the wrong shape; the message says what to give.
       TypeError: an argument or a function's result is of the wrong type.
-      NotImplementedError: `relabel="sample"` or `num_envs` is asked for.
     """
-    if relabel == "sample" or num_envs is not None:
-        asked = "relabel='sample'" if relabel == "sample" else f"num_envs={num_envs}"
-        raise NotImplementedError(f"{asked} is not implemented yet; use relabel='episode_end' and num_envs=None.")
-    if relabel != "episode_end":
+    if relabel not in ("episode_end", "sample"):
         raise ValueError(f"relabel is {relabel!r}; give 'episode_end' or 'sample'.")
     check_whole("max_episode_length", max_episode_length, 1)
     check_whole("num_goals", num_goals, 0)
-    check_whole("capacity", capacity, 1)
-    if capacity < max_episode_length:
-        raise ValueError(
-            f"capacity is {capacity}, less than one episode; give at least max_episode_length, which is {max_episode_length}."
-        )
+    _check_capacity(capacity, max_episode_length, num_envs)
     if priority_exponent is not None:
         _check_number("priority_exponent", priority_exponent)
     _check_number("priority_epsilon", priority_epsilon)
@@ -166,25 +195,29 @@ def init(
         terminated_fn=terminated_fn,
         strategy=_strategy(strategy),
         num_goals=min(num_goals, 1) if strategy == "final" else num_goals,
+        relabels_when_sampled=relabel == "sample",
         priority_exponent=priority_exponent,
         priority_epsilon=priority_epsilon,
+        num_envs=num_envs,
         **_layouts(transition, goal_fn, reward_fn, terminated_fn),
     )
-    # Beyond the rows, room for the window that is cleared behind an episode which ends in the last of them.
-    num_leaves = (config.num_rows + max_episode_length) * config.num_copies
-    if num_leaves > INT32_MAX:
+    num_indices = config.num_rows * config.num_copies
+    if num_indices > INT32_MAX:
         raise ValueError(
-            f"capacity {capacity} with num_goals {num_goals} makes {num_leaves} copies, more than an int32 index can name; "
+            f"capacity {capacity} with num_goals {num_goals} makes {num_indices} copies, more than an int32 index can name; "
             "give a smaller capacity or num_goals."
         )
+    sampled = config.relabels_when_sampled
+    per_env = partial(jnp.zeros, config.envs, jnp.int32)
     return BufferState(
-        transitions=config.transition.zeros(config.num_rows + 1),
-        copies=config.copy.zeros(config.num_rows * config.num_copies),
-        tree=None if priority_exponent is None else sum_tree.init(num_leaves),
+        transitions=config.transition.zeros(config.num_rows),
+        copies=None if sampled else config.copy.zeros(num_indices),
+        episodes=Episodes(config.goal.zeros(config.num_rows), jnp.zeros(config.num_rows, jnp.int32)) if sampled else None,
+        tree=None if priority_exponent is None else sum_tree.init(num_indices),
         max_priority=jnp.float32(1),
-        head=jnp.int32(0),  # Arrays of their own, so that the state can be donated.
-        lap_end=jnp.int32(0),
-        pending=jnp.int32(0),
+        head=per_env(),  # Arrays of their own, so that the state can be donated.
+        held=per_env(),
+        pending=per_env(),
         num_dropped=jnp.int32(0),
         num_rejected=jnp.int32(0),
         config=config,
@@ -224,27 +257,69 @@ def can_sample(state: BufferState) -> jax.Array:
 @jax.jit
 def size(state: BufferState) -> jax.Array:
     """Finished transitions held, copies not counted: int32 []."""
-    config = state.config
-    return jnp.minimum(config.capacity, jnp.maximum(state.head, state.lap_end - config.max_episode_length))
+    return jnp.sum(state.held)
 
 
-def row_of(state: BufferState, age: jax.Array) -> jax.Array:
-    """The row of the `age`-th youngest finished transition, 1 the youngest; int32 of `age`'s shape."""
-    row = state.head - age
-    return jnp.where(row < 0, row + state.lap_end, row)
+def around(config: Config, place: jax.Array) -> jax.Array:
+    """A place in a ring that may lie past either end, by less than its length: int32 of `place`'s shape."""
+    place = jnp.where(place < 0, place + config.rows_per_env, place)
+    return jnp.where(place >= config.rows_per_env, place - config.rows_per_env, place)
+
+
+def row_at(config: Config, env: jax.Array, place: jax.Array) -> jax.Array:
+    """The row at a place in an environment's ring, as by `around`: int32."""
+    return env * config.rows_per_env + around(config, place)
+
+
+def tail(state: BufferState) -> jax.Array:
+    """Where in its ring each environment's oldest transition lies: int32 [n]."""
+    return around(state.config, state.head - state.held)
+
+
+def held_row(state: BufferState, number: jax.Array) -> jax.Array:
+    """The row of each of the finished transitions, by a number in [0, size): int32 of `number`'s shape."""
+    ends = jnp.cumsum(state.held)
+    env = locate(ends, number)
+    back = ends[env] - number  # 1 for the youngest.
+    return row_at(state.config, env, state.head[env] - back)
 
 
 def is_held(state: BufferState, row: jax.Array) -> jax.Array:
-    """Whether a row holds a finished transition; bool of `row`'s shape."""
-    this_lap = (row >= 0) & (row < state.head)
-    last_lap = (row >= state.head + state.config.max_episode_length) & (row < state.lap_end)
-    age = state.head - row + jnp.where(last_lap, state.lap_end, 0)
-    return (this_lap | last_lap) & (age <= state.config.capacity)
+    """Whether a row, any int32, holds a finished transition; bool of `row`'s shape."""
+    config = state.config
+    inside = (row >= 0) & (row < config.num_rows)
+    env, place = env_and_place(config, jnp.where(inside, row, 0))
+    age = around(config, state.head[env] - 1 - place)
+    return inside & (age < state.held[env])
+
+
+def env_and_place(config: Config, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The environment whose row it is, and its place in the ring: int32 of `row`'s shape each."""
+    if config.envs == 1:
+        return jnp.zeros_like(row), row
+    env = jax.lax.div(row, jnp.int32(config.rows_per_env))
+    return env, row - env * config.rows_per_env
 
 
 def count(counter: jax.Array, increment: jax.Array) -> jax.Array:
     """Adds to an int32 counter, which stays at its largest value rather than turn negative."""
     return counter + jnp.minimum(increment.astype(jnp.int32), INT32_MAX - counter)
+
+
+def _check_capacity(capacity: int, max_episode_length: int, num_envs: int | None) -> None:
+    check_whole("capacity", capacity, 1)
+    if num_envs is None:
+        envs, share = 1, "capacity"
+    else:
+        check_whole("num_envs", num_envs, 1)
+        envs, share = num_envs, f"capacity over num_envs, which is {num_envs},"
+    if capacity % envs:
+        raise ValueError(f"capacity is {capacity}, not a multiple of num_envs, which is {envs}; give a multiple of it.")
+    if capacity // envs < max_episode_length:
+        raise ValueError(
+            f"{share} is {capacity // envs}, less than one episode; give a capacity of at least {max_episode_length * envs}: "
+            f"max_episode_length is {max_episode_length}" + ("." if num_envs is None else ", for each environment.")
+        )
 
 
 def _strategy(strategy: str | StrategyFn) -> str | StrategyFn:

@@ -12,11 +12,11 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from herjax.batching import anywhere
+from herjax.batching import largest
 
 FANOUT_BITS = 3
 FANOUT = 2**FANOUT_BITS
-_SMALL_LEVEL = 256  # Up to this size, recomputing a whole level is faster than gathering what has changed.
+_SMALL_LEVEL = 256  # Up to this size, or twice the nodes that changed, recomputing a whole level is faster than gathering.
 
 SumTree: TypeAlias = tuple[jax.Array, ...]
 """Levels from the leaves up to the root's children, float32 [nodes * FANOUT] each; the last has one node.
@@ -58,7 +58,7 @@ def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Arra
     found = (target.astype(jnp.int32) * 0, target * 0, target, residue)
     # Each level is a conditional, because XLA leaves those apart: levels that follow each other it fuses, and computes the
     # whole way down again for every value read at the end of it.
-    any_mass = anywhere(total(tree) > 0)
+    any_mass = largest(total(tree) > 0)
     for level in reversed(tree):
         found = jax.lax.cond(any_mass, partial(_descend, level), lambda found: found, found)
     return found[:2]
@@ -85,68 +85,34 @@ def _descend(level: jax.Array, found: _Found) -> _Found:
     return node, children[0], target, residue
 
 
-def set_leaves(tree: SumTree, indices: jax.Array, values: jax.Array) -> SumTree:
-    """Sets leaves one by one.
+def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
+    """Sets windows of neighbouring leaves.
 
     Args:
       tree: the sum tree.
-      indices: int32 [n], >= 0; one past the last leaf is dropped. An index may come twice, with the same value.
-      values: float32 [n], finite and >= 0.
+      starts: int32 [n], >= 0; the first leaf of each window. A window that starts past the last leaf is dropped.
+      values: float32 [n, width], finite and >= 0. Where windows share a leaf, they must give it the same value.
     """
-    levels = [tree[0].at[indices].set(values, mode="drop", wrap_negative_indices=False)]
-    nodes = jnp.minimum(indices, tree[0].size - 1)
-    for parents in tree[1:]:
-        nodes = nodes >> FANOUT_BITS
-        if parents.size <= _SMALL_LEVEL:
+    num_leaves, width = tree[0].size, values.shape[1]
+    starts = jnp.minimum(starts, num_leaves)
+    leaves = starts[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
+    levels = [tree[0].at[leaves].set(values, mode="drop", wrap_negative_indices=False)]
+    for height, parents in enumerate(tree[1:], start=1):
+        # Every node above a window lies above one of these leaves of it.
+        offsets = jnp.asarray(sorted({*range(0, width, FANOUT**height), width - 1}), jnp.int32)
+        if parents.size <= max(_SMALL_LEVEL, 2 * starts.size * offsets.size):
             levels.append(_all_sums(levels[-1], parents.size))
         else:
+            nodes = jnp.minimum(starts[:, None] + offsets[None], num_leaves - 1).ravel() >> (FANOUT_BITS * height)
             sums = _add_up(_children(levels[-1], nodes))
             levels.append(parents.at[nodes].set(sums, mode="promise_in_bounds", wrap_negative_indices=False))
     return tuple(levels)
-
-
-def fill(tree: SumTree, windows: list[tuple[jax.Array, jax.Array]]) -> SumTree:
-    """Sets windows of leaves.
-
-    Args:
-      tree: the sum tree.
-      windows: pairs of `start`, int32 [], and `values`, float32 [n]: the leaves `start, start + 1, ...`, all of which must
-        lie in the tree. Where windows overlap, the last wins.
-    """
-    # Level by level, not window by window: a level that is read between two writes would be copied.
-    level = tree[0]
-    for start, values in windows:
-        level = jax.lax.dynamic_update_slice(level, values, (start,))
-    levels = [level]
-    spans = [(start, values.size) for start, values in windows]
-    for level in tree[1:]:
-        children, parents = levels[-1], level
-        if parents.size <= _SMALL_LEVEL:
-            levels.append(_all_sums(children, parents.size))
-            continue
-        spans = [_parents(children, first, count) for first, count in spans]
-        sums = [_sums_of_window(children, first, count) for first, count in spans]
-        for (first, _), values in zip(spans, sums, strict=True):
-            parents = jax.lax.dynamic_update_slice(parents, values, (first,))
-        levels.append(parents)
-    return tuple(levels)
-
-
-def _parents(children: jax.Array, first: jax.Array, count: int) -> tuple[jax.Array, int]:
-    """The nodes that cover `count` of a level's children from `first` on, wherever that is: the first one and how many."""
-    nodes = min((count + FANOUT - 2) // FANOUT + 1, children.size // FANOUT)
-    return jnp.minimum(first >> FANOUT_BITS, children.size // FANOUT - nodes), nodes
 
 
 def _children(level: jax.Array, nodes: jax.Array) -> list[jax.Array]:
     """The children of nodes, by their place, each of `nodes`' shape."""
     places = [nodes * FANOUT + place for place in range(FANOUT)]
     return [level.at[place].get(mode="promise_in_bounds", wrap_negative_indices=False) for place in places]
-
-
-def _sums_of_window(level: jax.Array, first: jax.Array, count: int) -> jax.Array:
-    """The sums of the children of `count` nodes from `first` on, [count]."""
-    return _sums(jax.lax.dynamic_slice(level, (first * FANOUT,), (count * FANOUT,)))
 
 
 def _all_sums(children: jax.Array, num_nodes: int) -> jax.Array:

@@ -159,11 +159,10 @@ def test_bytes_allocated_are_those_of_the_readme(priority_exponent: float | None
             priority_exponent=priority_exponent,
         )
 
-    rows, copies = length + max(capacity, 2 * length - 1), 1 + num_goals
-    a_transition, a_copy = 35 + 12 + 4, 12 + 4  # A leaf of one element takes 4 bytes.
-    formula = (rows + 1) * a_transition + rows * copies * a_copy
+    copies, a_transition, a_copy = 1 + num_goals, 35 + 12 + 4, 12 + 4  # A leaf of one element takes 4 bytes.
+    formula = capacity * (a_transition + copies * a_copy)
     if priority_exponent is not None:
-        formula += 4 * (rows + length) * copies * 8 / 7
+        formula += capacity * copies * 4 * 8 / 7
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(init()))
     assert abs(held - formula) < max(0.02 * formula, 300)
     allocated = jax.jit(init).lower().compile().memory_analysis().output_size_in_bytes
@@ -193,7 +192,7 @@ def test_64_bit_mode_changes_nothing_but_the_users_leaves(key: jax.Array) -> Non
 
         def step(buffer: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, herjax.Sample]:
             key_goals, key_sample = jax.random.split(key)
-            buffer = herjax.end_episode(herjax.add(buffer, number), jnp.int64(1), key_goals, buffer.pending == 3)
+            buffer = herjax.end_episode(herjax.add(buffer, number), jnp.int64(1), key_goals, buffer.pending[0] == 3)
             batch = herjax.sample(buffer, key_sample, 8)
             return herjax.update_priorities(buffer, batch.indices, jnp.abs(batch.reward)), batch
 

@@ -110,13 +110,6 @@ def test_capacity_of_one_episode_is_enough():
     jax.eval_shape(lambda: init(capacity=4))
 
 
-@pytest.mark.parametrize(("setting", "value"), [("num_envs", 2), ("relabel", "sample")])
-def test_settings_not_implemented_yet_are_named(setting, value):
-    """`num_envs=2` and `relabel="sample"` raise `NotImplementedError` that names the setting."""
-    with pytest.raises(NotImplementedError, match=setting):
-        init(**{setting: value})
-
-
 @pytest.mark.parametrize(
     ("transition", "named"),
     [

@@ -9,8 +9,8 @@ import pytest
 
 from herjax import sum_tree
 
-FILL = jax.jit(lambda tree, start, values: sum_tree.fill(tree, [(start, values)]))
-SET = jax.jit(sum_tree.set_leaves)
+FILL = jax.jit(lambda tree, start, values: sum_tree.set_windows(tree, start[None], values[None]))
+SET = jax.jit(lambda tree, indices, values: sum_tree.set_windows(tree, indices, values[:, None]))
 FIND = jax.jit(jax.vmap(sum_tree.find, (None, 0, 0)))
 
 
@@ -89,7 +89,7 @@ def test_no_rounding_builds_up(key: jax.Array) -> None:
     def update(tree: sum_tree.SumTree, key: jax.Array) -> tuple[sum_tree.SumTree, None]:
         key_index, key_value = jax.random.split(key)
         indices = (jax.random.randint(key_index, (), 0, size) + 61 * jnp.arange(batch)) % size  # All different.
-        return sum_tree.set_leaves(tree, indices, 10 ** jax.random.uniform(key_value, (batch,), minval=-6, maxval=6)), None
+        return SET(tree, indices, 10 ** jax.random.uniform(key_value, (batch,), minval=-6, maxval=6)), None
 
     keys = jax.random.split(key, 20_000)
     tree, _ = jax.jit(lambda tree: jax.lax.scan(update, tree, keys))(tree_of(np.full(size, 1e6)))
