@@ -35,9 +35,7 @@ class Steps(NamedTuple):
     valid: jax.Array  # bool; the last turn may have steps to spare.
 
 
-def for_each_step(
-    counts: jax.Array, chunk: int, body: Callable[[Carry, jax.Array, Steps], Carry], carry: Carry
-) -> Carry:
+def for_each_step(counts: jax.Array, chunk: int, body: Callable[[Carry, jax.Array, Steps], Carry], carry: Carry) -> Carry:
     """Folds `body(carry, turn, steps)` over the steps `0 .. counts[env] - 1` of every environment, `chunk` of them a turn.
 
     It takes as many turns as the steps need, over all lanes of a `vmap`: none where there is no step.

@@ -19,6 +19,7 @@ from herjax.state import (
     Config,
     Copy,
     Episodes,
+    age,
     around,
     can_sample,
     check_whole,
@@ -169,6 +170,8 @@ def _evict(state: BufferState, counts: jax.Array) -> BufferState:
         del turn
         return prioritized.leave(state, row_at(config, steps.env, oldest[steps.env] + steps.step), steps.valid)
 
+    if state.episodes is not None:
+        state = dataclasses.replace(state, episodes=_remember(state.episodes, _rows(config, oldest), counts > 0))
     if state.tree is not None:
         chunk = _steps_a_turn(config) if config.evicts_episodes else config.envs
         state = for_each_step(counts, chunk, clear, state)
@@ -243,12 +246,15 @@ def _relabelled(state: BufferState, key: jax.Array, rows: jax.Array, transitions
     step = jnp.maximum(-read(episodes.links, rows), 0)
     first = around(config, place - step)
     first_row = row_at(config, env, first)
-    goals = read(episodes.goals, first_row)
+    # Where the first row of an episode has made room, what it held is kept apart.
+    whole = age(state, env, place) + step <= state.held[env]
+    length = jnp.where(whole, read(episodes.links, first_row), episodes.oldest_length[env])
+    kept = read(episodes.oldest_goal, env)
+    goals = {group: jnp.where(whole[:, None], words, kept[group]) for group, words in read(episodes.goals, first_row).items()}
     is_hindsight = jnp.zeros(rows.shape, bool)
     if config.num_goals > 0:
         key_own, key_goals = jax.random.split(key)
-        length = jnp.maximum(read(episodes.links, first_row), 1)
-        visits = Visits(env, first, step, length, jnp.broadcast_to(can_sample(state), rows.shape))
+        visits = Visits(env, first, step, jnp.maximum(length, 1), jnp.broadcast_to(can_sample(state), rows.shape))
         drawn = hindsight.goals(state, key_goals, visits, 1)
         is_hindsight = can_sample(state) & (jax.random.randint(key_own, rows.shape, 0, config.num_goals + 1) > 0)
         goals = {group: jnp.where(is_hindsight[:, None], drawn[group][:, 0], own) for group, own in goals.items()}
@@ -298,6 +304,17 @@ def _check_done(config: Config, done: jax.Array | bool) -> jax.Array:
     if done.dtype != jnp.bool_:
         raise TypeError(f"done has dtype {done.dtype}, expected bool; convert it with astype(bool).")
     return jnp.broadcast_to(done, (config.envs,))
+
+
+def _remember(episodes: Episodes, rows: jax.Array, leaving: jax.Array) -> Episodes:
+    """Keeps goal and length of the episodes whose first rows, int32 [n], are leaving, bool [n], for the rest of their rows."""
+    lengths = read(episodes.links, rows)
+    firsts = leaving & (lengths > 0)
+    goals, kept = read(episodes.goals, rows), episodes.oldest_goal
+    return episodes._replace(
+        oldest_goal={group: jnp.where(firsts[:, None], words, kept[group]) for group, words in goals.items()},
+        oldest_length=jnp.where(firsts, lengths, episodes.oldest_length),
+    )
 
 
 def _steps_a_turn(config: Config) -> int:

@@ -92,10 +92,12 @@ class Copy(NamedTuple):
 
 
 class Episodes(NamedTuple):
-    """What `relabel="sample"` keeps of each episode, at the rows of its transitions. R is `config.num_rows`."""
+    """What `relabel="sample"` keeps of each episode. R is `config.num_rows`, n is `config.envs`."""
 
     goals: Rows  # [R, words]; the goal that was pursued, at the first row of its episode.
     links: jax.Array  # int32 [R]; the episode's length at its first row; minus the step at the others.
+    oldest_goal: Rows  # [n, words]; that of the episode whose first row has made room last.
+    oldest_length: jax.Array  # int32 [n]; its length.
 
 
 @partial(
@@ -212,7 +214,7 @@ def init(
     return BufferState(
         transitions=config.transition.zeros(config.num_rows),
         copies=None if sampled else config.copy.zeros(num_indices),
-        episodes=Episodes(config.goal.zeros(config.num_rows), jnp.zeros(config.num_rows, jnp.int32)) if sampled else None,
+        episodes=_no_episodes(config) if sampled else None,
         tree=None if priority_exponent is None else sum_tree.init(num_indices),
         max_priority=jnp.float32(1),
         head=per_env(),  # Arrays of their own, so that the state can be donated.
@@ -221,6 +223,15 @@ def init(
         num_dropped=jnp.int32(0),
         num_rejected=jnp.int32(0),
         config=config,
+    )
+
+
+def _no_episodes(config: Config) -> Episodes:
+    return Episodes(
+        goals=config.goal.zeros(config.num_rows),
+        links=jnp.zeros(config.num_rows, jnp.int32),
+        oldest_goal=config.goal.zeros(config.envs),
+        oldest_length=jnp.zeros(config.envs, jnp.int32),
     )
 
 
@@ -286,11 +297,14 @@ def held_row(state: BufferState, number: jax.Array) -> jax.Array:
 
 def is_held(state: BufferState, row: jax.Array) -> jax.Array:
     """Whether a row, any int32, holds a finished transition; bool of `row`'s shape."""
-    config = state.config
-    inside = (row >= 0) & (row < config.num_rows)
-    env, place = env_and_place(config, jnp.where(inside, row, 0))
-    age = around(config, state.head[env] - 1 - place)
-    return inside & (age < state.held[env])
+    inside = (row >= 0) & (row < state.config.num_rows)
+    env, place = env_and_place(state.config, jnp.where(inside, row, 0))
+    return inside & (age(state, env, place) <= state.held[env])
+
+
+def age(state: BufferState, env: jax.Array, place: jax.Array) -> jax.Array:
+    """How far a place in an environment's ring lies behind its head: int32, 1 for the youngest finished transition."""
+    return 1 + around(state.config, state.head[env] - 1 - place)
 
 
 def env_and_place(config: Config, row: jax.Array) -> tuple[jax.Array, jax.Array]:

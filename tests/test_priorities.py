@@ -480,7 +480,7 @@ def step(state: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState,
     """One turn of a training loop whose episodes have two steps."""
     key_goals, key_sample = jax.random.split(key)
     state = herjax.add(state, jnp.int32(1))
-    state = herjax.end_episode(state, jnp.int32(2), key_goals, state.pending == 2)
+    state = herjax.end_episode(state, jnp.int32(2), key_goals, state.pending[0] == 2)
     batch = herjax.sample(state, key_sample, 4)
     return herjax.update_priorities(state, batch.indices, jnp.ones(4)), batch.reward
 

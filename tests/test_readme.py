@@ -18,7 +18,7 @@ def test_the_quickstart_runs_as_printed() -> None:
     assert rewards.shape == (8, 200)
     assert np.all((rewards >= -1) & (rewards <= 0))
     assert np.all(rewards[:, -1] < 0)
-    assert np.all(rewards[:, -1] > -1), "hindsight goals were reached"
+    assert np.all(rewards[:, -50:].max(axis=1) > -1), "hindsight goals were reached"
 
 
 def test_its_files_exist() -> None:
