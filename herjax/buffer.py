@@ -265,11 +265,22 @@ def _relabelled(state: BufferState, key: jax.Array, rows: jax.Array, transitions
 def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
     """Indices of copies held, int32 [batch_size]."""
     num_copies = state.config.num_copies
-    bits = jax.random.bits(key, (batch_size,), jnp.uint32)
-    # The upper half of the product is uniform below the bound, to within bound / 2^32; randint would draw four times the bits.
-    drawn = jax.lax.mulhi(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
+    bits = jax.random.bits(key, (batch_size,), jnp.uint32)  # randint would draw four times as many.
+    drawn = scale(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
     number = jax.lax.div(drawn, jnp.int32(num_copies))
     return held_row(state, number) * num_copies + (drawn - number * num_copies)
+
+
+def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:
+    """The upper half of the product of two uint32: of uniform bits, a number uniform below the bound to within bound / 2^32.
+
+    By halves, because `jax.lax.mulhi` does not compile under `shard_map` over several devices (jax 0.10.2).
+    """
+    high, low = bits >> 16, bits & 0xFFFF
+    bound_high, bound_low = bound >> 16, bound & 0xFFFF
+    upper = high * bound_low + (low * bound_low >> 16)
+    lower = low * bound_high + (upper & 0xFFFF)
+    return high * bound_high + (upper >> 16) + (lower >> 16)
 
 
 def _or_zeros(state: BufferState, rows: Rows) -> Rows:

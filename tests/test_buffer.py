@@ -13,6 +13,7 @@ from jax.experimental import checkify
 from scipy import stats
 
 import herjax
+from herjax import buffer
 from oracle import Oracle
 
 CALLS_BETWEEN_SAMPLES = 24
@@ -634,3 +635,13 @@ def test_checkify_is_silent_about_a_sound_loop(small_buffer: herjax.BufferState)
     numbers, _ = random_steps(2)
     error, _ = checkify.checkify(jax.jit(rollout))(small_buffer, numbers, numbers % 3 == 0)
     error.throw()
+
+
+def test_scaled_bits_are_the_exact_upper_half() -> None:
+    """Random and extreme products of two uint32 have the upper half that 64-bit integers give."""
+    rng = np.random.default_rng(0)
+    extreme = np.array([0, 1, 2**16 - 1, 2**16, 2**31 - 1, 2**32 - 1], np.uint64)
+    bits = np.concatenate([rng.integers(0, 2**32, 10_000, np.uint64), np.repeat(extreme, extreme.size)])
+    bounds = np.concatenate([rng.integers(0, 2**32, 10_000, np.uint64), np.tile(extreme, extreme.size)])
+    scaled = jax.jit(buffer.scale)(bits.astype(np.uint32), bounds.astype(np.uint32))
+    np.testing.assert_array_equal(scaled, (bits * bounds) >> np.uint64(32))
