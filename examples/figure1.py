@@ -56,7 +56,7 @@ class Config:
     eval_every: int = 100
     """Cycles between evaluations."""
     eval_episodes: int = 1000
-    """Greedy episodes of an evaluation."""
+    """Greedy episodes of an evaluation; what is reported at the end is one more, on fresh episodes."""
     solved: float = 0.995
     """A run stops when the last two evaluations of each seed have this success rate."""
     episodes: int = 16
@@ -231,8 +231,13 @@ def train(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loo
     key_here = jax.random.fold_in(key, loop.cycle)
     key_cycles, key_evaluation = jax.random.split(key_here)
     loop, losses = jax.lax.scan(partial(cycle, config, curve), loop, jax.random.split(key_cycles, config.eval_every))
-    success = play(config, curve, loop.params, key_evaluation, config.eval_episodes, 0.0).success
-    return loop, Evaluation(jnp.mean(success.astype(jnp.float32)), jnp.mean(losses))
+    return loop, Evaluation(success_rate(config, curve, loop, key_evaluation), jnp.mean(losses))
+
+
+def success_rate(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> jax.Array:
+    """The share of greedy episodes that hit their goal, float32 []."""
+    success = play(config, curve, loop.params, key, config.eval_episodes, 0.0).success
+    return jnp.mean(success.astype(jnp.float32))
 
 
 class Trainer:
@@ -244,15 +249,20 @@ class Trainer:
         share_vmapped = partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
         # Seeds past the last only fill up a device: they repeat it, and nobody looks at them.
         number = jnp.minimum(jnp.arange(mesh.size * share), config.seeds - 1)
-        self._keys = jax.random.split(jax.random.key(config.seed), 2 * config.seeds).reshape(config.seeds, 2)[number]
+        self._keys = jax.random.split(jax.random.key(config.seed), 3 * config.seeds).reshape(config.seeds, 3)[number]
         self._start = jax.jit(share_vmapped(jax.vmap(partial(start, config, curve))))
         self._train = jax.jit(share_vmapped(jax.vmap(partial(train, config, curve))), donate_argnums=0)
+        self._evaluate = jax.jit(share_vmapped(jax.vmap(partial(success_rate, config, curve))))
         self.loops: Loop = self._start(self._keys[:, 0])
 
     def advance(self) -> Evaluation:
         """Trains up to the next evaluation; float32 arrays [seeds]."""
         self.loops, evaluation = self._train(self.loops, self._keys[:, 1])
         return jax.tree.map(np.asarray, evaluation)
+
+    def evaluate(self) -> np.ndarray:
+        """The success of each seed, and of those that fill up, on episodes that decided nothing: float32 [seeds or more]."""
+        return np.asarray(self._evaluate(self.loops, self._keys[:, 2]))
 
 
 class Checkpoint:
@@ -314,13 +324,14 @@ def run_curve(config: Config, curve: Curve) -> dict[str, Any]:
             bar.set_postfix_str(f"success {np.mean(figures['success_rate'][-1]):.3f}", refresh=False)
             bar.update(config.eval_every)
             checkpoint.save(trainer.loops, figures)
+    figures["final_success_rate"] = trainer.evaluate()[: config.seeds].tolist()
     checkpoint.discard()
     return figures
 
 
 def summary(config: Config, curve: Curve, figures: dict[str, Any]) -> str:
-    """One line about a finished curve: success is the mean of the last two evaluations."""
-    rates = np.asarray(figures["success_rate"])[-2:].mean(axis=0)
+    """One line about a finished curve."""
+    rates = np.asarray(figures["final_success_rate"])
     each = " ".join(f"{rate:.3f}" for rate in rates)
     updates = figures["cycles"][-1] * config.updates
     return f"{curve.num_bits:>5} {curve.num_goals:>3} {rates.mean():8.3f}   {each}  {updates:>9,} {figures['seconds']:8.1f}"
@@ -336,7 +347,7 @@ def plot(config: Config, curves: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for num_goals in config.num_goals:
         bits = [n for n in sorted(config.bits) if Curve(n, num_goals).name in curves]
-        rates = [np.asarray(curves[Curve(n, num_goals).name]["success_rate"])[-2:].mean(axis=0) for n in bits]
+        rates = [curves[Curve(n, num_goals).name]["final_success_rate"] for n in bits]
         label = f"DQN + HER ({config.strategy}, k = {num_goals})" if num_goals else "DQN"
         line = axes.plot(bits, np.mean(rates, axis=1), marker="o", label=label)[0]
         axes.fill_between(bits, np.min(rates, axis=1), np.max(rates, axis=1), color=line.get_color(), alpha=0.2)

@@ -20,10 +20,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import tyro
+
+
+def refuse(error: object) -> NoReturn:
+    """Says in one line what is wrong with the flags, and ends the program."""
+    print(f"multi_device.py: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,12 @@ class Cluster:
 
     def connect(self) -> None:
         """Fakes devices and joins the other processes, before JAX has looked for any device."""
+        if self.devices is not None and self.devices < 1:
+            refuse(f"--devices is {self.devices}; give at least 1.")
+        if not 0 <= self.process_id < self.num_processes:
+            refuse(f"--process-id is {self.process_id}; give one from 0 to --num-processes - 1, {self.num_processes - 1}.")
+        if self.num_processes > 1 and self.coordinator is None:
+            refuse(f"--num-processes is {self.num_processes}; give --coordinator too, or 1 process.")
         if self.devices is not None:
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", self.devices)
@@ -210,12 +222,13 @@ def run(config: Config) -> dict[str, Any]:
 
 def table(results: dict[str, Any], rows: int = 15) -> str:
     """The success rate by environment steps of all devices, and what the run cost, as text."""
-    lines = [f"{'steps':>12} {'success':>8}"]
-    for e in np.unique(np.linspace(0, len(results["eval_steps"]) - 1, rows).round().astype(int)):
-        lines.append(f"{results['eval_steps'][e]:>12,} {results['success_rate'][e]:8.2f}")
-    lines += [
+    steps, rates = results["eval_steps"], results["success_rate"]
+    shown = np.unique(np.linspace(0, len(steps) - 1, rows).round().astype(int))
+    lines = [
+        f"{'steps':>12} {'success':>8}",
+        *(f"{steps[e]:>12,} {rates[e]:8.2f}" for e in shown),
         "",
-        f"last ten evaluations              {np.mean(results['success_rate'][-10:]):.2f}",
+        f"last ten evaluations              {np.mean(rates[-10:]):.2f}",
         f"training                          {results['seconds']:.1f} s",
         f"compilation                       {results['compile_seconds']:.1f} s",
         f"environment steps per second      {results['steps_per_second']:,.0f}",
@@ -226,14 +239,13 @@ def table(results: dict[str, Any], rows: int = 15) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Reads the flags, trains, and shows what was learned."""
+    """Reads the flags, trains on the devices that there are by now, and shows what was learned."""
     config = tyro.cli(Config, args=args)
     try:
         bitflip.check(config)
         jax.eval_shape(partial(make_buffer, config))
     except ValueError as error:
-        print(f"multi_device.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
     results = run(config)
     if jax.process_index() == 0:
         print(table(results))

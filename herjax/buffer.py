@@ -8,18 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from herjax import hindsight, prioritized
+from herjax import episodes, hindsight, prioritized
 from herjax.batching import Steps, for_each_step
 from herjax.hindsight import Visits
 from herjax.relabel import Goal, Transition
-from herjax.rows import Layout, Pytree, Rows, read, write
+from herjax.rows import Pytree, Rows, read, write
 from herjax.state import (
     INT32_MAX,
     BufferState,
     Config,
     Copy,
-    Episodes,
-    age,
+    Stored,
     around,
     can_sample,
     check_whole,
@@ -79,11 +78,11 @@ def add(state: BufferState, transition: Transition) -> BufferState:
     # A whole episode stays while it can, so that no more than `max_episode_length` rows are ever missing.
     spared = state.held - oldest < config.capacity_per_env - config.max_episode_length
     state = _evict(state, jnp.where(full & ~spared, oldest, 0))
-    rows = jnp.where(fits, _rows(config, state.head + state.pending), config.num_rows)
+    rows = _rows(config, episodes.after_reads(state, state.head + state.pending))
+    stored = jax.vmap(config.stored.pack)(Stored(_with_axis(config, transition), state.slot))
     return dataclasses.replace(
         state,
-        transitions=write(state.transitions, rows, _pack(config, config.transition, transition)),
-        episodes=None if state.episodes is None else _link(state.episodes, rows, -state.pending),
+        transitions=write(state.transitions, jnp.where(fits, rows, config.num_rows), stored),
         pending=state.pending + fits.astype(jnp.int32),
         num_dropped=count(state.num_dropped, jnp.sum(~fits)),
     )
@@ -110,21 +109,17 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
     """
     config = state.config
     config.goal.check("goal", goal, config.num_envs)
-    goals = _pack(config, config.goal, goal)
+    goals = jax.vmap(config.goal.pack)(_with_axis(config, goal))
     lengths = jnp.where(_check_done(config, done), state.pending, 0)
     if config.evicts_episodes:
         over = (lengths > 0) & (state.held + lengths > config.capacity_per_env)
         state = _evict(state, jnp.where(over, _oldest(state), 0))
     ended = dataclasses.replace(
-        state,
+        episodes.end(state, goals, lengths),
         head=around(config, state.head + lengths),
         held=state.held + lengths,
         pending=state.pending - lengths,
     )
-    if state.episodes is not None:
-        firsts = jnp.where(lengths > 0, _rows(config, state.head), config.num_rows)
-        episodes = _link(state.episodes, firsts, lengths)
-        ended = dataclasses.replace(ended, episodes=episodes._replace(goals=write(episodes.goals, firsts, goals)))
     if ended.copies is None and ended.tree is None:
         return ended
 
@@ -158,7 +153,7 @@ def _oldest(state: BufferState) -> jax.Array:
     """How many transitions make room together in each environment: the oldest one, or all of its episode. int32 [n]."""
     if not state.config.evicts_episodes:
         return jnp.ones_like(state.held)
-    return read(state.episodes.links, _rows(state.config, tail(state)))
+    return episodes.oldest_length(state)
 
 
 def _evict(state: BufferState, counts: jax.Array) -> BufferState:
@@ -170,8 +165,6 @@ def _evict(state: BufferState, counts: jax.Array) -> BufferState:
         del turn
         return prioritized.leave(state, row_at(config, steps.env, oldest[steps.env] + steps.step), steps.valid)
 
-    if state.episodes is not None:
-        state = dataclasses.replace(state, episodes=_remember(state.episodes, _rows(config, oldest), counts > 0))
     if state.tree is not None:
         chunk = _steps_a_turn(config) if config.evicts_episodes else config.envs
         state = for_each_step(counts, chunk, clear, state)
@@ -225,10 +218,10 @@ def sample(
     if state.copies is not None:
         is_hindsight, copies = indices > rows * config.num_copies, read(state.copies, indices)
     else:
-        is_hindsight, copies = _relabelled(state, key_goals, rows, transitions)
+        is_hindsight, copies = _relabelled(state, key_goals, rows)
     copy: Copy = jax.vmap(config.copy.unpack)(_or_zeros(state, copies))
     return Sample(
-        transition=jax.vmap(config.transition.unpack)(_or_zeros(state, transitions)),
+        transition=jax.vmap(config.stored.unpack)(_or_zeros(state, transitions)).transition,
         goal=copy.goal,
         reward=copy.reward,
         terminated=copy.terminated,
@@ -239,27 +232,17 @@ def sample(
     )
 
 
-def _relabelled(state: BufferState, key: jax.Array, rows: jax.Array, transitions: Rows) -> tuple[jax.Array, Rows]:
+def _relabelled(state: BufferState, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, Rows]:
     """Draws a goal for each sampled row: whether it is a hindsight goal, bool [n], and the copy under it, rows [n, words]."""
-    config, episodes = state.config, state.episodes
-    env, place = env_and_place(config, rows)
-    step = jnp.maximum(-read(episodes.links, rows), 0)
-    first = around(config, place - step)
-    first_row = row_at(config, env, first)
-    # Where the first row of an episode has made room, what it held is kept apart.
-    whole = age(state, env, place) + step <= state.held[env]
-    length = jnp.where(whole, read(episodes.links, first_row), episodes.oldest_length[env])
-    kept = read(episodes.oldest_goal, env)
-    goals = {group: jnp.where(whole[:, None], words, kept[group]) for group, words in read(episodes.goals, first_row).items()}
+    config = state.config
+    visits, goals = episodes.visits(state, rows, can_sample(state))
     is_hindsight = jnp.zeros(rows.shape, bool)
     if config.num_goals > 0:
         key_own, key_goals = jax.random.split(key)
-        visits = Visits(env, first, step, jnp.maximum(length, 1), jnp.broadcast_to(can_sample(state), rows.shape))
         drawn = hindsight.goals(state, key_goals, visits, 1)
-        is_hindsight = can_sample(state) & (jax.random.randint(key_own, rows.shape, 0, config.num_goals + 1) > 0)
+        is_hindsight = visits.valid & (jax.random.randint(key_own, rows.shape, 0, config.num_goals + 1) > 0)
         goals = {group: jnp.where(is_hindsight[:, None], drawn[group][:, 0], own) for group, own in goals.items()}
-    unpacked = jax.vmap(config.transition.unpack)(transitions)
-    return is_hindsight, jax.vmap(partial(hindsight.copy, config))(unpacked, goals)
+    return is_hindsight, jax.vmap(partial(hindsight.copy, config))(hindsight.transitions(state, rows), goals)
 
 
 def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
@@ -293,16 +276,9 @@ def _rows(config: Config, places: jax.Array) -> jax.Array:
     return row_at(config, jnp.arange(config.envs, dtype=jnp.int32), places)
 
 
-def _link(episodes: Episodes, rows: jax.Array, links: jax.Array) -> Episodes:
-    return episodes._replace(links=write(episodes.links, rows, links))
-
-
-def _pack(config: Config, layout: Layout, tree: Pytree) -> Rows:
-    """A pytree of each environment as rows [n, words]."""
-    if config.num_envs is None:
-        tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
-    packed: Rows = jax.vmap(layout.pack)(tree)
-    return packed
+def _with_axis(config: Config, tree: Pytree) -> Pytree:
+    """An argument with an axis for the environments, also where there is none: each leaf [n, ...]."""
+    return tree if config.num_envs is not None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
 
 
 def _check_done(config: Config, done: jax.Array | bool) -> jax.Array:
@@ -315,17 +291,6 @@ def _check_done(config: Config, done: jax.Array | bool) -> jax.Array:
     if done.dtype != jnp.bool_:
         raise TypeError(f"done has dtype {done.dtype}, expected bool; convert it with astype(bool).")
     return jnp.broadcast_to(done, (config.envs,))
-
-
-def _remember(episodes: Episodes, rows: jax.Array, leaving: jax.Array) -> Episodes:
-    """Keeps goal and length of the episodes whose first rows, int32 [n], are leaving, bool [n], for the rest of their rows."""
-    lengths = read(episodes.links, rows)
-    firsts = leaving & (lengths > 0)
-    goals, kept = read(episodes.goals, rows), episodes.oldest_goal
-    return episodes._replace(
-        oldest_goal={group: jnp.where(firsts[:, None], words, kept[group]) for group, words in goals.items()},
-        oldest_length=jnp.where(firsts, lengths, episodes.oldest_length),
-    )
 
 
 def _steps_a_turn(config: Config) -> int:

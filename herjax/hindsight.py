@@ -54,4 +54,4 @@ def copy(config: Config, transition: Transition, goal_row: Rows) -> Rows:
 
 def transitions(state: BufferState, rows: jax.Array) -> Transition:
     """The transitions in `rows`, int32 [n]: each leaf [n, ...]."""
-    return jax.vmap(state.config.transition.unpack)(read(state.transitions, rows))
+    return jax.vmap(lambda row: state.config.stored.unpack(row).transition)(read(state.transitions, rows))

@@ -49,7 +49,9 @@ class Config:
     num_envs: int | None
     transition: Layout
     goal: Layout
+    stored: Layout
     copy: Layout
+    episode: Layout
 
     @property
     def envs(self) -> int:
@@ -78,6 +80,11 @@ class Config:
         return self.capacity_per_env + (self.max_episode_length if self.evicts_episodes else 0)
 
     @property
+    def slots_per_env(self) -> int:
+        """Slots enough for an episode a row, the running one, and that before the oldest, which says where the oldest begins."""
+        return self.rows_per_env + 2
+
+    @property
     def num_rows(self) -> int:
         """Rows of all environments."""
         return self.envs * self.rows_per_env
@@ -91,13 +98,18 @@ class Copy(NamedTuple):
     terminated: jax.Array | None  # bool []
 
 
-class Episodes(NamedTuple):
-    """What `relabel="sample"` keeps of each episode. R is `config.num_rows`, n is `config.envs`."""
+class Stored(NamedTuple):
+    """What a row holds beside its copies."""
 
-    goals: Rows  # [R, words]; the goal that was pursued, at the first row of its episode.
-    links: jax.Array  # int32 [R]; the episode's length at its first row; minus the step at the others.
-    oldest_goal: Rows  # [n, words]; that of the episode whose first row has made room last.
-    oldest_length: jax.Array  # int32 [n]; its length.
+    transition: Transition
+    slot: jax.Array | None  # int32 []; that of the transition's episode, with `relabel="sample"`.
+
+
+class Episode(NamedTuple):
+    """What a slot holds: the episodes of an environment take its slots in turn, from the last one back to the first."""
+
+    goal: Goal  # The goal that was pursued.
+    end: jax.Array  # int32 []; where in its ring the episode ends, and the next one begins.
 
 
 @partial(
@@ -106,6 +118,7 @@ class Episodes(NamedTuple):
         "transitions",
         "copies",
         "episodes",
+        "slot",
         "tree",
         "max_priority",
         "head",
@@ -120,13 +133,14 @@ class Episodes(NamedTuple):
 class BufferState:
     """The state of one buffer: a pytree, made by `init` and by the functions that take one.
 
-    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`. Only `num_dropped` and `num_rejected` are meant to be
+    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`, S is `n * config.slots_per_env`. Only `num_dropped` and `num_rejected` are meant to be
     read by users.
     """
 
-    transitions: Rows  # [R, words]
-    copies: Rows | None  # [R * K, words]; None with `relabel="sample"`.
-    episodes: Episodes | None  # None with `relabel="episode_end"`.
+    transitions: Rows  # [R, words]; of `Stored`.
+    copies: Rows | None  # [R * K, words]; of `Copy`. None with `relabel="sample"`.
+    episodes: Rows | None  # [S, words]; of `Episode`. None with `relabel="episode_end"`, as is the next.
+    slot: jax.Array | None  # int32 [n]; that of the running episode.
     tree: sum_tree.SumTree | None  # Priorities of the copies, 0 where nothing finished is held; None: uniform.
     max_priority: jax.Array  # float32 []; the largest accepted priority so far.
     head: jax.Array  # int32 [n]; where in its ring the running episode begins.
@@ -201,7 +215,7 @@ def init(
         priority_exponent=priority_exponent,
         priority_epsilon=priority_epsilon,
         num_envs=num_envs,
-        **_layouts(transition, goal_fn, reward_fn, terminated_fn),
+        **_layouts(transition, goal_fn, reward_fn, terminated_fn, relabel == "sample"),
     )
     num_indices = config.num_rows * config.num_copies
     if num_indices > INT32_MAX:
@@ -209,12 +223,13 @@ def init(
             f"capacity {capacity} with num_goals {num_goals} makes {num_indices} copies, more than an int32 index can name; "
             "give a smaller capacity or num_goals."
         )
-    sampled = config.relabels_when_sampled
     per_env = partial(jnp.zeros, config.envs, jnp.int32)
+    num_slots = config.envs * config.slots_per_env
     return BufferState(
-        transitions=config.transition.zeros(config.num_rows),
-        copies=None if sampled else config.copy.zeros(num_indices),
-        episodes=_no_episodes(config) if sampled else None,
+        transitions=config.stored.zeros(config.num_rows),
+        copies=None if config.relabels_when_sampled else config.copy.zeros(num_indices),
+        episodes=config.episode.zeros(num_slots) if config.relabels_when_sampled else None,
+        slot=jnp.arange(0, num_slots, config.slots_per_env, jnp.int32) if config.relabels_when_sampled else None,
         tree=None if priority_exponent is None else sum_tree.init(num_indices),
         max_priority=jnp.float32(1),
         head=per_env(),  # Arrays of their own, so that the state can be donated.
@@ -226,19 +241,10 @@ def init(
     )
 
 
-def _no_episodes(config: Config) -> Episodes:
-    return Episodes(
-        goals=config.goal.zeros(config.num_rows),
-        links=jnp.zeros(config.num_rows, jnp.int32),
-        oldest_goal=config.goal.zeros(config.envs),
-        oldest_length=jnp.zeros(config.envs, jnp.int32),
-    )
-
-
 def _layouts(
-    transition: Transition, goal_fn: GoalFn, reward_fn: RewardFn, terminated_fn: TerminatedFn | None
+    transition: Transition, goal_fn: GoalFn, reward_fn: RewardFn, terminated_fn: TerminatedFn | None, has_slots: bool
 ) -> dict[str, Layout]:
-    """How transitions, goals and copies are stored, by their names in `Config`."""
+    """How everything is stored, by the names in `Config`."""
     transition_layout = Layout.of("transition", transition)
     if not transition_layout.leaves:
         raise ValueError(f"transition is {transition!r}, which holds no array; give a pytree with at least one leaf.")
@@ -254,8 +260,14 @@ def _layouts(
         _check_scalar("terminated_fn", terminated)
         if terminated.dtype != jnp.bool_:
             raise TypeError(f"terminated_fn returns dtype {terminated.dtype}; return a bool.")
-    copy = Layout.of("copy", Copy(goal_layout.struct(), reward, terminated))
-    return {"transition": transition_layout, "goal": goal_layout, "copy": copy}
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    return {
+        "transition": transition_layout,
+        "goal": goal_layout,
+        "stored": Layout.of("stored", Stored(example, number if has_slots else None)),
+        "copy": Layout.of("copy", Copy(goal_layout.struct(), reward, terminated)),
+        "episode": Layout.of("episode", Episode(goal_layout.struct(), number)),
+    }
 
 
 @jax.jit

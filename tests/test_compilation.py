@@ -35,7 +35,9 @@ def terminated_fn(transition: Transition, goal: jax.Array) -> jax.Array:
     return jnp.all(transition.observation[:2] == goal)
 
 
-def make(priority_exponent: float | None, capacity: int = CAPACITY, strategy: str = "future") -> herjax.BufferState:
+def make(
+    priority_exponent: float | None, capacity: int = CAPACITY, strategy: str = "future", **options: object
+) -> herjax.BufferState:
     return herjax.init(
         Transition(jnp.zeros(3), jnp.int32(0)),
         capacity=capacity,
@@ -46,15 +48,18 @@ def make(priority_exponent: float | None, capacity: int = CAPACITY, strategy: st
         strategy=strategy,
         num_goals=2,
         priority_exponent=priority_exponent,
+        **options,
     )
 
 
 def step(buffer: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, herjax.Sample]:
     """One step of a training loop that needs no agent: a random transition, and its reward as the TD error."""
     key_observation, key_done, key_goals, key_sample = jax.random.split(key, 4)
-    transition = Transition(jax.random.normal(key_observation, (3,)), jnp.int32(7))
+    axis = () if buffer.config.num_envs is None else (buffer.config.num_envs,)
+    transition = Transition(jax.random.normal(key_observation, (*axis, 3)), jnp.full(axis, 7, jnp.int32))
     buffer = herjax.add(buffer, transition)
-    buffer = herjax.end_episode(buffer, jnp.ones(2), key_goals, done=jax.random.bernoulli(key_done, 0.2))
+    done = jax.random.bernoulli(key_done, 0.2, axis)
+    buffer = herjax.end_episode(buffer, jnp.ones((*axis, 2)), key_goals, done=done)
     batch = herjax.sample(buffer, key_sample, 16, beta=0.5)
     if buffer.tree is not None:
         buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(batch.reward))
@@ -78,11 +83,16 @@ def run(key: jax.Array, buffer: herjax.BufferState) -> Observed:
     return observe(*jax.lax.scan(step, buffer, jax.random.split(key, STEPS)))
 
 
-@pytest.mark.parametrize("strategy", ["future", "random"])
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [("future", {}), ("random", {}), ("future", {"relabel": "sample"}), ("episode", {"relabel": "sample", "num_envs": 2})],
+)
 @pytest.mark.parametrize("priority_exponent", [None, 0.6])
-def test_eager_jitted_scanned_and_vmapped_agree(priority_exponent: float | None, strategy: str, key: jax.Array) -> None:
+def test_eager_jitted_scanned_and_vmapped_agree(
+    priority_exponent: float | None, strategy: str, options: dict[str, object], key: jax.Array
+) -> None:
     """The same keys give the same batches and states, call by call or in one compiled scan, alone or vmapped."""
-    buffer = make(priority_exponent, capacity=40, strategy=strategy)
+    buffer = make(priority_exponent, capacity=40, strategy=strategy, **options)
     keys = jax.random.split(key, 3)
     scanned = [jax.jit(run)(key, buffer) for key in keys]
 
@@ -120,9 +130,15 @@ def test_each_function_is_traced_once(key: jax.Array) -> None:
 
 @pytest.mark.parametrize("seeds", [1, 4])
 @pytest.mark.parametrize("priority_exponent", [None, 0.6])
-def test_a_step_copies_no_storage(priority_exponent: float | None, seeds: int, key: jax.Array) -> None:
+@pytest.mark.parametrize(
+    ("relabel", "strategy", "num_envs"),
+    [("episode_end", "future", None), ("episode_end", "random", 5), ("sample", "future", 5), ("sample", "episode", None)],
+)
+def test_a_step_copies_no_storage(
+    relabel: str, strategy: str, num_envs: int | None, priority_exponent: float | None, seeds: int, key: jax.Array
+) -> None:
     """The compiled loop holds no copy, select or broadcast of the buffer's size, so that a step's cost is flat in capacity."""
-    start = make(priority_exponent)
+    start = make(priority_exponent, relabel=relabel, strategy=strategy, num_envs=num_envs)
     keys = jax.random.split(key, seeds) if seeds > 1 else key
     loop = jax.vmap(run, (0, None)) if seeds > 1 else run
     compiled = jax.jit(lambda keys: jax.tree.map(jnp.sum, loop(keys, start).batches)).lower(keys).compile()
@@ -169,11 +185,12 @@ def test_bytes_allocated_are_those_of_the_readme(priority_exponent: float | None
     assert abs(allocated - formula) < max(0.02 * formula, 300)
 
 
+@pytest.mark.parametrize("relabel", ["episode_end", "sample"])
 @pytest.mark.parametrize("strategy", ["future", "random", herjax.geometric(0.9)])
-def test_no_key_is_used_twice(strategy: str, key: jax.Array) -> None:
+def test_no_key_is_used_twice(strategy: str, relabel: str, key: jax.Array) -> None:
     """The key-reuse checker finds nothing in the whole loop (under `vmap` it objects to any scan over split keys)."""
     with jax.debug_key_reuse(True):
-        jax.block_until_ready(jax.jit(run)(key, make(0.6, capacity=40, strategy=strategy)))
+        jax.block_until_ready(jax.jit(run)(key, make(0.6, capacity=40, strategy=strategy, relabel=relabel)))
 
 
 def test_64_bit_mode_changes_nothing_but_the_users_leaves(key: jax.Array) -> None:

@@ -33,18 +33,20 @@ BETA = 0.5
 SPEC = jax.sharding.PartitionSpec(AXIS)
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES)}
 
-TINY_FLAGS = "--num-bits 3 --steps 20 --eval-every 10 --capacity 20 --max-episode-length 4 --num-envs 2 --hidden 8 --batch-size 8"
+TINY_FLAGS = (
+    "--num-bits 3 --steps 20 --eval-every 10 --capacity 20 --max-episode-length 4 --num-envs 2 --hidden 8 --batch-size 8"
+)
 TINY = multi_device.Config(
     num_bits=3, steps=20, eval_every=10, capacity=20, max_episode_length=4, num_envs=2, hidden=(8,), batch_size=8
 )
 
 
 @functools.cache
-def tests_on_eight_devices() -> str:
+def report_from_eight_devices() -> str:
     """What pytest reports of this file where there are eight devices."""
     command = [sys.executable, "-m", "pytest", __file__, "-q", "-rA", "-p", "no:cacheprovider"]
     root = Path(__file__).parents[1]
-    return subprocess.run(command, env=ENVIRONMENT, cwd=root, capture_output=True, text=True, check=False).stdout
+    return subprocess.run(command, env=ENVIRONMENT, cwd=root, capture_output=True, text=True, check=False, timeout=600).stdout
 
 
 def on_eight_devices(test: Callable[..., None]) -> Callable[..., None]:
@@ -56,7 +58,7 @@ def on_eight_devices(test: Callable[..., None]) -> Callable[..., None]:
             test(*args, **kwargs)
             return
         name = os.environ["PYTEST_CURRENT_TEST"].split("::")[1].removesuffix(" (call)")
-        report = tests_on_eight_devices()
+        report = report_from_eight_devices()
         if not re.search(rf"^PASSED \S*::{re.escape(name)}$", report, re.MULTILINE):
             pytest.fail(report, pytrace=False)
 
@@ -113,7 +115,7 @@ def named(name: jax.Array) -> Transition:
 
 
 def data_of_all_shards(key: jax.Array) -> Data:
-    """Every field is [DEVICES, STEPS, ...]; episodes of a device are the shorter the higher its number, but none is too long."""
+    """Every field is [DEVICES, STEPS, ...]; episodes are the shorter the higher the device's number, and none is too long."""
     device, step, env = np.ogrid[:DEVICES, :STEPS, :NUM_ENVS]
     done = (step + 2 * env) % (2 + (DEVICES - device) // 2) == 0
     keys = jax.random.split(key, (DEVICES, STEPS))
@@ -121,7 +123,7 @@ def data_of_all_shards(key: jax.Array) -> Data:
 
 
 def step(axis_name: str | None, buffer: herjax.BufferState, data: Data) -> tuple[herjax.BufferState, Drawn]:
-    """A step of a training loop that needs no agent: a transition's TD error is its device's number, and its step's last digit."""
+    """A step of a training loop that needs no agent: a TD error is the device's number and the step's last digit."""
     key_goals, key_sample = jax.random.split(data.key)
     buffer = herjax.add(buffer, data.transition)
     buffer = herjax.end_episode(buffer, -data.transition.observation[:, :2], key_goals, data.done)
@@ -179,6 +181,21 @@ def test_shards_are_buffers_of_their_own_weighed_as_one(relabel: str, key: jax.A
     assert np.abs(sharded[1].batch.weights - drawn.batch.weights).max() > 0.1, "alone, a shard weighs otherwise"
 
 
+@on_eight_devices
+def test_uniform_shards_are_drawn_from_as_one(key: jax.Array) -> None:
+    """Uniform shards draw what they would alone, each copy with probability 1 / (copies of all shards), and weight 1."""
+    data = data_of_all_shards(key)
+    sharded = on_each_shard(lambda data: jax.lax.scan(partial(step, AXIS), varying(make(None)), data)[1])(data)
+    alone = jax.jit(jax.vmap(lambda data: jax.lax.scan(partial(step, None), make(None), data)[1]))(data)
+    np.testing.assert_array_equal(sharded.batch.transition.name, alone.batch.transition.name)
+    can_sample = np.asarray(alone.copies)[..., None] > 0
+    expected = can_sample / np.maximum(alone.copies.sum(axis=0), 1)[:, None]
+    np.testing.assert_allclose(
+        sharded.batch.probabilities, np.broadcast_to(expected, (*expected.shape[:2], BATCH_SIZE)), rtol=1e-6
+    )
+    np.testing.assert_array_equal(sharded.batch.weights, np.broadcast_to(can_sample, sharded.batch.weights.shape))
+
+
 @pytest.mark.parametrize("axis_name", [None, AXIS])
 @on_eight_devices
 def test_new_copies_enter_with_the_largest_priority_of(axis_name: str | None) -> None:
@@ -215,8 +232,8 @@ def test_new_copies_enter_with_the_largest_priority_of(axis_name: str | None) ->
     [
         (0.6, None, []),
         (None, None, []),
-        (None, AXIS, ["f32[]", "s32[]"]),  # The sum of priorities, and the copies held.
-        (0.6, AXIS, ["f32[]", "f32[]", "f32[]", "s32[]"]),  # The largest weight and the largest priority besides.
+        (None, AXIS, ["f32[]"]),  # The copies held, over which each has its share.
+        (0.6, AXIS, ["f32[]", "f32[]", "f32[]", "s32[]"]),  # The sum, largest weight and largest priority; the copies held.
     ],
 )
 @on_eight_devices
@@ -320,11 +337,10 @@ def test_training_is_that_of_one_buffer_on_one_device() -> None:
 
 
 @on_eight_devices
-def test_main_writes_what_it_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_main_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The script prints a table and writes results.json, with steps of all environments on all devices."""
-    monkeypatch.setattr(multi_device, "compile_training", lambda *_: tiny_training())
+    training = tiny_training()
+    monkeypatch.setattr(multi_device, "compile_training", lambda *_: training)
     multi_device.main([*TINY_FLAGS.split(), "--out", str(tmp_path)])
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["devices"] == DEVICES
@@ -355,6 +371,24 @@ def test_bad_flags_get_one_line_and_status_2(flags: str, remedy: str, capsys: py
     assert capsys.readouterr().err == f"multi_device.py: {remedy}\n"
 
 
+@pytest.mark.parametrize(
+    ("cluster", "remedy"),
+    [
+        ({"devices": 0}, "--devices is 0; give at least 1."),
+        ({"num_processes": 2, "process_id": 2}, "--process-id is 2; give one from 0 to --num-processes - 1, 1."),
+        ({"num_processes": 2}, "--num-processes is 2; give --coordinator too, or 1 process."),
+    ],
+)
+def test_bad_clusters_get_one_line_and_status_2(
+    cluster: dict[str, int], remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Devices and processes that cannot be are refused, before JAX is told of them, in one line that says what to give."""
+    with pytest.raises(SystemExit) as exit_info:
+        multi_device.Cluster(**cluster).connect()
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == f"multi_device.py: {remedy}\n"
+
+
 def start_script(out: Path, *flags: str) -> subprocess.Popen[str]:
     command = [sys.executable, multi_device.__file__, *TINY_FLAGS.split(), "--out", str(out), *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -371,7 +405,7 @@ def test_two_processes_find_what_two_devices_find(tmp_path: Path) -> None:
     shown = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], shown
     assert "processes: 2" in shown[0][0]
-    assert not shown[1][0]
+    assert "success" not in shown[1][0]
     assert not outs[1].exists()
     alone = start_script(outs[2], "--devices", "2")
     assert "processes: 1" in alone.communicate(timeout=300)[0]

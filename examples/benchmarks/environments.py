@@ -1,0 +1,244 @@
+"""What each call costs with many environments in one buffer, and the bytes that it holds, beside flashbax's flat buffer.
+
+    taskset -c 0 python examples/benchmarks/environments.py
+    taskset -c 0 python examples/benchmarks/environments.py --num-envs 16 --episode-length 50 --capacity 100000
+
+Buffers are full. Every call is a jitted function of a donated state, timed from the host: "nothing", which counts one up in the
+state, says what of a figure is the call's own. `end_episode` is timed when no episode ends, when a few do, and when all do.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import herjax
+
+GOAL_SIZE = 3
+PLAIN_IMAGES = 1000
+"""Rows of the buffers of images whose bytes are counted."""
+
+Row = dict[str, Any]
+"""A line of a table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Times the calls of a buffer that many environments fill."""
+
+    num_envs: int = 1024
+    """Environments."""
+    episode_length: int = 250
+    """Steps of every episode, and the most that there could be."""
+    capacity: int = 2**21
+    """Transitions held."""
+    transition_size: int = 20
+    """Floats of a transition."""
+    num_goals: int = 4
+    """Hindsight goals per transition."""
+    few: int = 4
+    """Environments whose episodes end where a few do."""
+    batch_size: int = 256
+    """Transitions drawn at once."""
+    rounds: int = 5
+    """Episodes timed, after one that is not; each ends once."""
+    out: Path = Path("results/environments.json")
+    """Where the figures go."""
+
+
+class GoalTransition(NamedTuple):
+    """What a plain replay buffer of goal-conditioned transitions stores."""
+
+    transition: jax.Array
+    goal: jax.Array
+    reward: jax.Array
+
+
+def achieved_goal(transition: jax.Array) -> jax.Array:
+    """The first elements."""
+    return transition.ravel()[:GOAL_SIZE]
+
+
+def reward(transition: jax.Array, goal: jax.Array) -> jax.Array:
+    """0 where the goal is achieved, else -1."""
+    return jnp.all(achieved_goal(transition) == goal).astype(jnp.float32) - 1
+
+
+def make(settings: Settings, relabel: str, prioritized: bool) -> herjax.BufferState:
+    """An empty buffer."""
+    return herjax.init(
+        jax.ShapeDtypeStruct((settings.transition_size,), jnp.float32),
+        capacity=settings.capacity,
+        max_episode_length=settings.episode_length,
+        goal_fn=achieved_goal,
+        reward_fn=reward,
+        num_goals=settings.num_goals,
+        relabel=relabel,
+        priority_exponent=0.6 if prioritized else None,
+        num_envs=settings.num_envs,
+    )
+
+
+def nothing(state: herjax.BufferState) -> herjax.BufferState:
+    """What a call costs that does nothing."""
+    return dataclasses.replace(state, num_rejected=state.num_rejected + 1)
+
+
+class Calls:
+    """A buffer, and how long each call on it took."""
+
+    def __init__(self, settings: Settings, relabel: str, prioritized: bool) -> None:
+        self._settings = settings
+        self._state = jax.jit(partial(make, settings, relabel, prioritized))()
+        self._batch: Any = None
+        donated = partial(jax.jit, donate_argnums=0)
+        self._add, self._end, self._update, self._nothing = map(
+            donated, (herjax.add, herjax.end_episode, herjax.update_priorities, nothing)
+        )
+        self._goals = jnp.zeros((settings.num_envs, GOAL_SIZE))
+        self.seconds: dict[str, list[float]] = {}
+
+    def _time(self, name: str, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = jax.block_until_ready(call())
+        self.seconds.setdefault(name, []).append(time.perf_counter() - began)
+        return result
+
+    def _end_some(self, name: str, key: jax.Array, first: int, last: int) -> None:
+        done = jnp.asarray((np.arange(self._settings.num_envs) >= first) & (np.arange(self._settings.num_envs) < last))
+        self._state = self._time(name, lambda: self._end(self._state, self._goals, key, done))
+
+    def fill(self) -> None:
+        """Adds and ends episodes until the buffer is full, unless it is."""
+        settings = self._settings
+        episodes = settings.capacity // settings.num_envs // settings.episode_length + 1
+
+        def step(state: herjax.BufferState, index_and_key: tuple[jax.Array, jax.Array]) -> tuple[herjax.BufferState, None]:
+            index, key = index_and_key
+            state = herjax.add(state, jnp.full((settings.num_envs, settings.transition_size), index, jnp.float32))
+            done = (index + 1) % settings.episode_length == 0
+            return herjax.end_episode(state, self._goals, key, done), None
+
+        steps = episodes * settings.episode_length
+        inputs = (jnp.arange(steps), jax.random.split(jax.random.key(0), steps))
+        self._state = jax.jit(lambda state: jax.lax.scan(step, state, inputs)[0], donate_argnums=0)(self._state)
+
+    def round(self, number: int) -> None:
+        """Times every call, over one episode of all environments."""
+        settings = self._settings
+        keys = jax.random.split(jax.random.key(number), 4 * settings.episode_length).reshape(-1, 4)
+        values = jax.random.normal(keys[0, 0], (settings.num_envs, settings.transition_size))
+        for index in range(settings.episode_length):
+            self._state = self._time("add", lambda: self._add(self._state, values))
+            if index < 20:
+                self._state = self._time("nothing", lambda: self._nothing(self._state))
+                self._end_some("end_episode, none ends", keys[index, 1], 0, 0)
+                batch = self._time("sample", lambda key=keys[index, 2]: herjax.sample(self._state, key, settings.batch_size))
+                if self._state.tree is not None:
+                    priorities = jnp.abs(batch.reward)
+                    self._state = self._time(
+                        "update_priorities",
+                        lambda batch=batch, priorities=priorities: self._update(self._state, batch.indices, priorities),
+                    )
+        self._end_some(f"end_episode, {settings.few} end", keys[-1, 1], 0, settings.few)
+        self._end_some(f"end_episode, {settings.num_envs - settings.few} end", keys[-1, 2], settings.few, settings.num_envs)
+
+
+def measure(settings: Settings, relabel: str, prioritized: bool) -> list[Row]:
+    """A row for each call."""
+    calls = Calls(settings, relabel, prioritized)
+    calls.fill()
+    calls.round(0)
+    calls.seconds.clear()
+    for number in range(1, settings.rounds + 1):
+        calls.round(number)
+    return [
+        {
+            "relabel": relabel,
+            "replay": "prioritised" if prioritized else "uniform",
+            "call": name,
+            "microseconds": (np.percentile(taken, [50, 25, 75]) * 1e6).tolist(),
+        }
+        for name, taken in calls.seconds.items()
+    ]
+
+
+def held_bytes(init: Callable[[], Any]) -> int:
+    """The bytes of the state that `init` makes, without making it."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(init)))
+
+
+def flashbax_bytes(example: Any, rows: int, num_envs: int) -> int:
+    """The bytes of flashbax's flat buffer with as many rows."""
+    import flashbax  # noqa: PLC0415 - of the benchmark extra.
+
+    buffer = flashbax.make_flat_buffer(max_length=rows, min_length=1, sample_batch_size=1, add_batch_size=num_envs)
+    return held_bytes(lambda: buffer.init(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example)))
+
+
+def image_goal(transition: dict[str, jax.Array]) -> jax.Array:
+    """A whole image."""
+    return transition["next_observation"]
+
+
+def image_reward(transition: dict[str, jax.Array], goal: jax.Array) -> jax.Array:
+    """Whether the images are alike, as 0 and -1."""
+    return jnp.all(image_goal(transition) == goal).astype(jnp.float32) - 1
+
+
+def bytes_table(settings: Settings) -> list[Row]:
+    """What both settings hold, over flashbax's flat buffer of as many rows with the goal and the reward beside the transition."""
+    image = jax.ShapeDtypeStruct((84, 84), jnp.uint8)
+    images = {"observation": image, "action": jax.ShapeDtypeStruct((), jnp.int32), "next_observation": image}
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    floats = jax.ShapeDtypeStruct((settings.transition_size,), jnp.float32)
+    goal = jax.ShapeDtypeStruct((GOAL_SIZE,), jnp.float32)
+    rows = []
+    for name, relabel, own, plain, transitions, envs in (
+        ("floats", "sample", None, GoalTransition(floats, goal, scalar), settings.capacity, settings.num_envs),
+        ("floats", "episode_end", None, GoalTransition(floats, goal, scalar), settings.capacity, settings.num_envs),
+        ("84x84 uint8", "sample", images, GoalTransition(images, image, scalar), PLAIN_IMAGES, 1),
+        ("84x84 uint8", "episode_end", images, GoalTransition(images, image, scalar), PLAIN_IMAGES, 1),
+    ):
+        if own is None:
+            held = held_bytes(partial(make, settings, relabel, prioritized=False))
+        else:
+            init = partial(herjax.init, own, capacity=transitions, max_episode_length=50, relabel=relabel)
+            held = held_bytes(partial(init, goal_fn=image_goal, reward_fn=image_reward, num_goals=settings.num_goals))
+        others = flashbax_bytes(plain, transitions, envs)
+        rows.append({"transition": name, "relabel": relabel, "bytes": held, "flashbax_bytes": others, "ratio": held / others})
+    return rows
+
+
+def main() -> None:
+    """Measures, prints two tables, writes JSON."""
+    settings = tyro.cli(Settings)
+    print(f"{'transition':>12} {'relabel':>12} {'bytes':>15} {'flashbax':>15} {'ratio':>6}")
+    held = bytes_table(settings)
+    for row in held:
+        figures = f"{row['bytes']:>15,} {row['flashbax_bytes']:>15,} {row['ratio']:6.2f}"
+        print(f"{row['transition']:>12} {row['relabel']:>12} {figures}", flush=True)
+    print(f"\n{'relabel':>12} {'replay':>11} {'call':>24} {'us':>28}")
+    rows = []
+    for relabel in ("episode_end", "sample"):
+        for prioritized in (False, True):
+            for row in measure(settings, relabel, prioritized):
+                cost = "{:,.0f} ({:,.0f}-{:,.0f})".format(*row["microseconds"])
+                print(f"{relabel:>12} {row['replay']:>11} {row['call']:>24} {cost:>28}", flush=True)
+                rows.append(row)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "herjax": herjax.__version__}
+    about["settings"] = {name: str(value) for name, value in vars(settings).items()}
+    settings.out.write_text(json.dumps({**about, "bytes": held, "calls": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
