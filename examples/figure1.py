@@ -1,4 +1,4 @@
-"""Figure 1 of the paper: success of a DQN with and without HER against the number of bits to flip (arXiv:1707.01495, section 3.1).
+"""Figure 1 of the HER paper (arXiv:1707.01495, section 3.1): success of a DQN, with and without HER, by the number of bits to flip.
 
 As there, a cycle plays 16 episodes of n steps side by side and then makes 40 updates, and an episode is a success if it hits
 its goal at any step. Everything from the environments to the updates is one scan, seeds are vmapped and shared out among the
@@ -158,7 +158,7 @@ class Episodes(NamedTuple):
     success: jax.Array  # bool [E]; whether the goal was hit at any step.
 
 
-def play(config: Config, curve: Curve, params: optax.Params, key: jax.Array, episodes: int, epsilon: float) -> Episodes:
+def play(config: Config, curve: Curve, params: optax.Params, key: jax.Array, *, episodes: int, epsilon: float) -> Episodes:
     """Plays whole episodes, which go on after their goal is hit."""
     env = BitFlip(curve.num_bits)
     key_reset, key_act, key_env = jax.random.split(key, 3)
@@ -213,7 +213,7 @@ def learn(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loo
 def cycle(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     """Plays episodes, stores them, and learns; returns the loss []."""
     key_play, key_goals, key_learn = jax.random.split(key, 3)
-    episodes = play(config, curve, loop.params, key_play, config.episodes, config.epsilon)
+    episodes = play(config, curve, loop.params, key_play, episodes=config.episodes, epsilon=config.epsilon)
     buffer, _ = jax.lax.scan(lambda buffer, t: (herjax.add(buffer, t), None), loop.buffer, episodes.transitions)
     buffer = herjax.end_episode(buffer, episodes.goal, key_goals)
     return learn(config, curve, loop._replace(buffer=buffer, cycle=loop.cycle + 1), key_learn)
@@ -236,7 +236,7 @@ def train(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loo
 
 def success_rate(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> jax.Array:
     """The share of greedy episodes that hit their goal, float32 []."""
-    success = play(config, curve, loop.params, key, config.eval_episodes, 0.0).success
+    success = play(config, curve, loop.params, key, episodes=config.eval_episodes, epsilon=0.0).success
     return jnp.mean(success.astype(jnp.float32))
 
 

@@ -61,7 +61,7 @@ def for_each_step(counts: jax.Array, chunk: int, body: Callable[[Carry, jax.Arra
 
 
 def locate(ends: jax.Array, item: jax.Array) -> jax.Array:
-    """Which of consecutive ranges, that end before `ends`, int32 [n], holds each item: int32 of `item`'s shape, at most n - 1."""
+    """Which of consecutive ranges, that end before `ends`, int32 [n], holds each item: int32 of its shape, at most n - 1."""
     if ends.size == 1:
         return jnp.zeros_like(item)
     found = jnp.searchsorted(ends, item, side="right").astype(jnp.int32)

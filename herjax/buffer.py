@@ -23,7 +23,6 @@ from herjax.state import (
     can_sample,
     check_whole,
     count,
-    env_and_place,
     held_row,
     row_at,
     size,

@@ -31,7 +31,7 @@ def goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int) ->
     config = state.config
     shape = (*visits.step.shape, num_goals)
     if callable(config.strategy):
-        drawn = relabel.goal_steps(config.strategy, key, visits.step, visits.length, visits.valid, num_goals)
+        drawn = relabel.goal_steps(config.strategy, key, visits.step, visits.length, visits.valid, num_goals=num_goals)
         place = visits.first[:, None] + drawn
         sources = row_at(config, jnp.broadcast_to(visits.env[:, None], shape), place)
     else:

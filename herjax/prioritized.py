@@ -29,8 +29,8 @@ def update_priorities(
       state: the buffer, made with a `priority_exponent`.
       indices: integer [n], from `sample`.
       priorities: [n], the new absolute TD errors.
-      axis_name: a mapped axis over which the buffer is sharded; the largest priority so far, which new copies enter with, is then
-        that of the whole.
+      axis_name: a mapped axis over which the buffer is sharded; the largest priority so far, which new copies enter with, is
+        then that of the whole.
 
     Returns:
       The next state.
@@ -59,14 +59,17 @@ def update_priorities(
     targets = jnp.where(accepted, indices, INT32_MAX)
     # Sorted by index, those that are alike form a run, of which the last is kept. What `sample` drew is sorted already.
     unsorted = jnp.any(targets[1:] < targets[:-1])
-    pairs = (targets, _stored(config, priorities))
+    pairs = (targets, jnp.where(accepted, _stored(config, priorities), 0))
     targets, stored = jax.lax.cond(largest(unsorted), _sort_stably, lambda pairs: pairs, pairs)
     targets = jnp.where(targets == jnp.append(targets[1:], -1), INT32_MAX, targets)
     max_priority = jnp.maximum(state.max_priority, jnp.max(jnp.where(accepted, priorities, 0)))
+    if axis_name is not None:
+        # The maximum with its own leaves the value as it is, and varying over the axis, as a scan's carry must stay.
+        max_priority = jnp.maximum(max_priority, jax.lax.pmax(max_priority, axis_name))
     return dataclasses.replace(
         state,
         tree=sum_tree.set_windows(state.tree, targets, stored[:, None]),
-        max_priority=max_priority if axis_name is None else jax.lax.pmax(max_priority, axis_name),
+        max_priority=max_priority,
         num_rejected=count(state.num_rejected, jnp.where(can_sample(state), jnp.sum(~accepted), 0)),
     )
 

@@ -112,7 +112,7 @@ STRATEGIES: dict[str, StrategyFn] = {"future": Future(), "episode": Episode(), "
 
 
 def goal_steps(
-    strategy: StrategyFn, key: jax.Array, step: jax.Array, length: jax.Array, valid: jax.Array, num_goals: int
+    strategy: StrategyFn, key: jax.Array, step: jax.Array, length: jax.Array, valid: jax.Array, *, num_goals: int
 ) -> jax.Array:
     """Draws the steps whose achieved goals become hindsight goals.
 

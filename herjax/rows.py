@@ -75,7 +75,7 @@ class Layout:
         return {group: jnp.zeros((num_rows, words), group) for group, words in widths.items() if words}
 
     def check(self, name: str, tree: Pytree, num_envs: int | None = None) -> None:
-        """Raises `ValueError` or `TypeError`, naming the leaf, where `tree` is not of this layout, `num_envs` times if given."""
+        """Raises `ValueError` or `TypeError`, naming the leaf, where `tree` is not of this layout, or not `num_envs` of it."""
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
         if treedef != self.treedef:
             raise ValueError(f"{name} has the structure {treedef}, but init was given {self.treedef}; pass the same pytree.")

@@ -81,7 +81,7 @@ class Config:
 
     @property
     def slots_per_env(self) -> int:
-        """Slots enough for an episode a row, the running one, and that before the oldest, which says where the oldest begins."""
+        """Enough for an episode a row, the running one, and that before the oldest, which says where the oldest begins."""
         return self.rows_per_env + 2
 
     @property
@@ -133,8 +133,8 @@ class Episode(NamedTuple):
 class BufferState:
     """The state of one buffer: a pytree, made by `init` and by the functions that take one.
 
-    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`, S is `n * config.slots_per_env`. Only `num_dropped` and `num_rejected` are meant to be
-    read by users.
+    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`, S is `n * config.slots_per_env`. Only `num_dropped` and
+    `num_rejected` are meant to be read by users.
     """
 
     transitions: Rows  # [R, words]; of `Stored`.

@@ -40,7 +40,7 @@ def make(**options: object) -> herjax.BufferState:
 
 
 def decode(batch: herjax.Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Transitions and goals, after asserting that reward, termination and `is_hindsight` are theirs; pursued goals are below 0."""
+    """Transitions and goals, after asserting that all else is theirs; pursued goals are below 0."""
     numbers, goals = np.asarray(batch.transition), np.asarray(batch.goal)
     np.testing.assert_array_equal(batch.reward, 1000 * numbers + goals)
     np.testing.assert_array_equal(batch.terminated, numbers == goals)
@@ -94,7 +94,7 @@ def test_each_environment_holds_what_its_list_of_episodes_holds(
         for e, oracle in enumerate(oracles):
             oracle.observe_size(len(held[e]))
             assert held[e] == oracle.held(len(held[e]))
-            if whole:
+            if whole and held[e]:
                 assert held[e][0] in {episode.transitions[0] for episode in oracle.episodes}
         for number, goal in set(zip(numbers.tolist(), goals.tolist(), strict=True)):
             oracle = oracles[number % n]
@@ -201,10 +201,9 @@ def test_each_environment_pursued_its_own_goal() -> None:
 
 
 def test_long_episodes_of_many_environments_take_several_turns() -> None:
-    """40 environments end episodes of up to 60 steps in one call, more than a turn relabels: each copy has a goal of its own."""
+    """40 environments end episodes of 60 steps in one call, more than a turn relabels: each copy has a goal of its own."""
     n, length = 40, 60
     state = make(capacity=n * length, max_episode_length=length, num_envs=n, num_goals=2, priority_exponent=1.0)
-    lengths = 1 + np.arange(n) * 7 % length
 
     def step(state: herjax.BufferState, t: jax.Array) -> tuple[herjax.BufferState, None]:
         state = herjax.add(state, t * n + jnp.arange(n, dtype=jnp.int32))
@@ -217,7 +216,6 @@ def test_long_episodes_of_many_environments_take_several_turns() -> None:
     np.testing.assert_array_equal(goals[~hindsight], -1 - numbers[~hindsight] % n)
     np.testing.assert_array_equal(goals[hindsight] % n, numbers[hindsight] % n)
     assert np.all(goals[hindsight] >= numbers[hindsight])
-    assert lengths.max() == length
 
 
 @pytest.mark.parametrize("relabel", ["episode_end", "sample"])

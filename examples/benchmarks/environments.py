@@ -195,7 +195,7 @@ def image_reward(transition: dict[str, jax.Array], goal: jax.Array) -> jax.Array
 
 
 def bytes_table(settings: Settings) -> list[Row]:
-    """What both settings hold, over flashbax's flat buffer of as many rows with the goal and the reward beside the transition."""
+    """What both settings hold, over flashbax's flat buffer of as many rows of transition, goal and reward."""
     image = jax.ShapeDtypeStruct((84, 84), jnp.uint8)
     images = {"observation": image, "action": jax.ShapeDtypeStruct((), jnp.int32), "next_observation": image}
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
