@@ -1,4 +1,4 @@
-"""Figure 1 of the HER paper (arXiv:1707.01495, section 3.1): success of a DQN, with and without HER, by the number of bits to flip.
+"""Figure 1 of the HER paper (arXiv:1707.01495, section 3.1): bit-flipping by a DQN with and without HER, by the number of bits.
 
 As there, a cycle plays 16 episodes of n steps side by side and then makes 40 updates, and an episode is a success if it hits
 its goal at any step. Everything from the environments to the updates is one scan, seeds are vmapped and shared out among the

@@ -18,6 +18,7 @@ from herjax.state import (
     BufferState,
     Config,
     Copy,
+    Slots,
     Stored,
     around,
     can_sample,
@@ -78,7 +79,8 @@ def add(state: BufferState, transition: Transition) -> BufferState:
     spared = state.held - oldest < config.capacity_per_env - config.max_episode_length
     state = _evict(state, jnp.where(full & ~spared, oldest, 0))
     rows = _rows(config, episodes.after_reads(state, state.head + state.pending))
-    stored = jax.vmap(config.stored.pack)(Stored(_with_axis(config, transition), state.slot))
+    slot = None if state.slots is None else state.slots.running
+    stored = jax.vmap(config.stored.pack)(Stored(_with_axis(config, transition), slot))
     return dataclasses.replace(
         state,
         transitions=write(state.transitions, jnp.where(fits, rows, config.num_rows), stored),
@@ -114,7 +116,8 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
         over = (lengths > 0) & (state.held + lengths > config.capacity_per_env)
         state = _evict(state, jnp.where(over, _oldest(state), 0))
     ended = dataclasses.replace(
-        episodes.end(state, goals, lengths),
+        state,
+        slots=None if state.slots is None else episodes.end(state, state.slots, goals, lengths),
         head=around(config, state.head + lengths),
         held=state.held + lengths,
         pending=state.pending - lengths,
@@ -150,9 +153,9 @@ def _commit(state: BufferState, key: jax.Array, visits: Visits, goals: Rows) -> 
 
 def _oldest(state: BufferState) -> jax.Array:
     """How many transitions make room together in each environment: the oldest one, or all of its episode. int32 [n]."""
-    if not state.config.evicts_episodes:
+    if state.slots is None or not state.config.evicts_episodes:
         return jnp.ones_like(state.held)
-    return episodes.oldest_length(state)
+    return episodes.oldest_length(state, state.slots)
 
 
 def _evict(state: BufferState, counts: jax.Array) -> BufferState:
@@ -198,9 +201,7 @@ def sample(
     check_whole("batch_size", batch_size, 1)
     config = state.config
     copies_held = size(state) * config.num_copies
-    key_goals = None
-    if config.relabels_when_sampled:
-        key, key_goals = jax.random.split(key)
+    key, key_goals = jax.random.split(key) if config.relabels_when_sampled else (key, key)
     if state.tree is None:
         indices = _draw_uniformly(state, key, batch_size)
         weights = jnp.full(batch_size, can_sample(state).astype(jnp.float32))
@@ -214,10 +215,10 @@ def sample(
         weights = prioritized.importance_weights(probabilities, copies_held, beta, axis_name)
     rows = jax.lax.div(indices, jnp.int32(config.num_copies))  # Of non-negative numbers; `//` would mind their sign.
     transitions = read(state.transitions, rows)
-    if state.copies is not None:
+    if state.slots is None:
         is_hindsight, copies = indices > rows * config.num_copies, read(state.copies, indices)
     else:
-        is_hindsight, copies = _relabelled(state, key_goals, rows)
+        is_hindsight, copies = _relabelled(state, state.slots, key_goals, rows)
     copy: Copy = jax.vmap(config.copy.unpack)(_or_zeros(state, copies))
     return Sample(
         transition=jax.vmap(config.stored.unpack)(_or_zeros(state, transitions)).transition,
@@ -231,10 +232,10 @@ def sample(
     )
 
 
-def _relabelled(state: BufferState, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, Rows]:
+def _relabelled(state: BufferState, slots: Slots, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, Rows]:
     """Draws a goal for each sampled row: whether it is a hindsight goal, bool [n], and the copy under it, rows [n, words]."""
     config = state.config
-    visits, goals = episodes.visits(state, rows, can_sample(state))
+    visits, goals = episodes.visits(state, slots, rows, can_sample(state))
     is_hindsight = jnp.zeros(rows.shape, bool)
     if config.num_goals > 0:
         key_own, key_goals = jax.random.split(key)

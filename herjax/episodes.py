@@ -4,53 +4,51 @@ An episode has a slot, and the row of each of its transitions holds the slot's n
 since no episode is without a row.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from herjax.batching import largest
 from herjax.hindsight import Visits
 from herjax.rows import Rows, read, write
-from herjax.state import BufferState, Config, Episode, around, env_and_place, row_at, tail
+from herjax.state import BufferState, Config, Episode, Slots, around, env_and_place, row_at, tail
 
 
-def end(state: BufferState, goals: Rows, lengths: jax.Array) -> BufferState:
+def end(state: BufferState, slots: Slots, goals: Rows, lengths: jax.Array) -> Slots:
     """Notes goal and end of the running episodes that have a length, int32 [n], above 0, and gives the next ones a slot.
 
     Args:
       state: the buffer before the episodes end.
+      slots: those of `state`.
       goals: what all running episodes pursue, rows [n, words] of `config.goal`.
       lengths: int32 [n]; 0: the episode goes on.
     """
-    if state.episodes is None:
-        return state
     config, ending = state.config, lengths > 0
 
     def note(episodes: Rows) -> Rows:
         ends = after_reads(state, around(config, state.head + lengths))
         noted = jax.vmap(lambda goal, end: config.episode.pack(Episode(config.goal.unpack(goal), end)))(goals, ends)
-        return write(episodes, jnp.where(ending, state.slot, config.envs * config.slots_per_env), noted)
+        noted_in: Rows = write(episodes, jnp.where(ending, slots.running, config.envs * config.slots_per_env), noted)
+        return noted_in
 
     # A conditional, since XLA merges so small a write with the reads of `sample`, and then copies all slots.
-    episodes = jax.lax.cond(largest(jnp.any(ending)), note, lambda episodes: episodes, state.episodes)
-    return dataclasses.replace(state, episodes=episodes, slot=jnp.where(ending, _beside(config, state.slot, 1), state.slot))
+    episodes = jax.lax.cond(largest(jnp.any(ending)), note, lambda episodes: episodes, slots.episodes)
+    return Slots(episodes, jnp.where(ending, _beside(config, slots.running, 1), slots.running))
 
 
-def oldest_length(state: BufferState) -> jax.Array:
+def oldest_length(state: BufferState, slots: Slots) -> jax.Array:
     """The length of each environment's oldest finished episode, int32 [n]; it means nothing where there is none."""
     config = state.config
     rows = row_at(config, jnp.arange(config.envs, dtype=jnp.int32), tail(state))
-    return _first_and_length(state, _slots(state, rows))[1]
+    return _first_and_length(config, slots, _slots_of(state, rows))[1]
 
 
-def visits(state: BufferState, rows: jax.Array, valid: jax.Array) -> tuple[Visits, Rows]:
+def visits(state: BufferState, slots: Slots, rows: jax.Array, valid: jax.Array) -> tuple[Visits, Rows]:
     """The steps that finished transitions in `rows`, int32 [n], were, and their episodes' goals, rows [n, words]."""
     config = state.config
-    slots = _slots(state, rows)
+    slot = _slots_of(state, rows)
     env, place = env_and_place(config, rows)
-    first, length = _first_and_length(state, slots)
-    goals = jax.vmap(lambda row: config.goal.pack(config.episode.unpack(row).goal))(read(state.episodes, slots))
+    first, length = _first_and_length(config, slots, slot)
+    goals = jax.vmap(lambda row: config.goal.pack(config.episode.unpack(row).goal))(read(slots.episodes, slot))
     return Visits(env, first, around(config, place - first), length, jnp.broadcast_to(valid, rows.shape)), goals
 
 
@@ -62,21 +60,20 @@ def after_reads(state: BufferState, values: jax.Array) -> jax.Array:
     return jnp.where(state.held >= 0, values, 0)
 
 
-def _first_and_length(state: BufferState, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where in its ring the episode of each slot begins, and its length: int32 of `slots`' shape."""
-    config = state.config
-    first, last = (_ends(state, slot) for slot in (_beside(config, slots, -1), slots))
-    return first, 1 + around(config, last - first - 1)
+def _first_and_length(config: Config, slots: Slots, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where in its ring the episode of each slot begins, and its length: int32 of `slot`'s shape."""
+
+    def ends(slot: jax.Array) -> jax.Array:
+        found: jax.Array = jax.vmap(lambda row: config.episode.unpack(row).end)(read(slots.episodes, slot))
+        return found
+
+    first = ends(_beside(config, slot, -1))
+    return first, 1 + around(config, ends(slot) - first - 1)
 
 
-def _ends(state: BufferState, slots: jax.Array) -> jax.Array:
-    ends: jax.Array = jax.vmap(lambda row: state.config.episode.unpack(row).end)(read(state.episodes, slots))
-    return ends
-
-
-def _slots(state: BufferState, rows: jax.Array) -> jax.Array:
-    slots: jax.Array = jax.vmap(lambda row: state.config.stored.unpack(row).slot)(read(state.transitions, rows))
-    return slots
+def _slots_of(state: BufferState, rows: jax.Array) -> jax.Array:
+    found: jax.Array = jax.vmap(lambda row: state.config.stored.unpack(row).slot)(read(state.transitions, rows))
+    return found
 
 
 def _beside(config: Config, slot: jax.Array, offset: int) -> jax.Array:

@@ -106,10 +106,17 @@ class Stored(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """What a slot holds: the episodes of an environment take its slots in turn, from the last one back to the first."""
+    """What a slot holds."""
 
     goal: Goal  # The goal that was pursued.
     end: jax.Array  # int32 []; where in its ring the episode ends, and the next one begins.
+
+
+class Slots(NamedTuple):
+    """The episodes, which take the slots of their environment in turn. n is `config.envs`."""
+
+    episodes: Rows  # [n * config.slots_per_env, words]; of `Episode`.
+    running: jax.Array  # int32 [n]; the slots of the running episodes.
 
 
 @partial(
@@ -117,8 +124,7 @@ class Episode(NamedTuple):
     data_fields=[
         "transitions",
         "copies",
-        "episodes",
-        "slot",
+        "slots",
         "tree",
         "max_priority",
         "head",
@@ -133,14 +139,13 @@ class Episode(NamedTuple):
 class BufferState:
     """The state of one buffer: a pytree, made by `init` and by the functions that take one.
 
-    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`, S is `n * config.slots_per_env`. Only `num_dropped` and
-    `num_rejected` are meant to be read by users.
+    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`. Only `num_dropped` and `num_rejected` are meant to be
+    read by users.
     """
 
     transitions: Rows  # [R, words]; of `Stored`.
     copies: Rows | None  # [R * K, words]; of `Copy`. None with `relabel="sample"`.
-    episodes: Rows | None  # [S, words]; of `Episode`. None with `relabel="episode_end"`, as is the next.
-    slot: jax.Array | None  # int32 [n]; that of the running episode.
+    slots: Slots | None  # None with `relabel="episode_end"`.
     tree: sum_tree.SumTree | None  # Priorities of the copies, 0 where nothing finished is held; None: uniform.
     max_priority: jax.Array  # float32 []; the largest accepted priority so far.
     head: jax.Array  # int32 [n]; where in its ring the running episode begins.
@@ -224,12 +229,10 @@ def init(
             "give a smaller capacity or num_goals."
         )
     per_env = partial(jnp.zeros, config.envs, jnp.int32)
-    num_slots = config.envs * config.slots_per_env
     return BufferState(
         transitions=config.stored.zeros(config.num_rows),
         copies=None if config.relabels_when_sampled else config.copy.zeros(num_indices),
-        episodes=config.episode.zeros(num_slots) if config.relabels_when_sampled else None,
-        slot=jnp.arange(0, num_slots, config.slots_per_env, jnp.int32) if config.relabels_when_sampled else None,
+        slots=_free_slots(config) if config.relabels_when_sampled else None,
         tree=None if priority_exponent is None else sum_tree.init(num_indices),
         max_priority=jnp.float32(1),
         head=per_env(),  # Arrays of their own, so that the state can be donated.
@@ -239,6 +242,11 @@ def init(
         num_rejected=jnp.int32(0),
         config=config,
     )
+
+
+def _free_slots(config: Config) -> Slots:
+    num_slots = config.envs * config.slots_per_env
+    return Slots(config.episode.zeros(num_slots), jnp.arange(0, num_slots, config.slots_per_env, jnp.int32))
 
 
 def _layouts(
@@ -260,7 +268,7 @@ def _layouts(
         _check_scalar("terminated_fn", terminated)
         if terminated.dtype != jnp.bool_:
             raise TypeError(f"terminated_fn returns dtype {terminated.dtype}; return a bool.")
-    number = jax.ShapeDtypeStruct((), jnp.int32)
+    number: Pytree = jax.ShapeDtypeStruct((), jnp.int32)
     return {
         "transition": transition_layout,
         "goal": goal_layout,
