@@ -10,25 +10,11 @@ from jax.experimental import checkify
 
 from herjax import episodes, hindsight, prioritized
 from herjax.batching import Steps, for_each_step
+from herjax.config import INT32_MAX, Config, Copy, Stored, check_whole
 from herjax.hindsight import Visits
 from herjax.relabel import Goal, Transition
 from herjax.rows import Pytree, Rows, read, write
-from herjax.state import (
-    INT32_MAX,
-    BufferState,
-    Config,
-    Copy,
-    Slots,
-    Stored,
-    around,
-    can_sample,
-    check_whole,
-    count,
-    held_row,
-    row_at,
-    size,
-    tail,
-)
+from herjax.state import BufferState, Slots, around, can_sample, count, held_row, row_at, size, tail
 
 _LEAST_STEPS, _MOST_STEPS = 32, 1024  # Steps that one turn of `end_episode` relabels: one for each environment, within these.
 

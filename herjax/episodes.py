@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from herjax.batching import largest
+from herjax.config import Config, Episode
 from herjax.hindsight import Visits
 from herjax.rows import Rows, read, write
-from herjax.state import BufferState, Config, Episode, Slots, around, env_and_place, row_at, tail
+from herjax.state import BufferState, Slots, around, env_and_place, row_at, tail
 
 
 def end(state: BufferState, slots: Slots, goals: Rows, lengths: jax.Array) -> Slots:

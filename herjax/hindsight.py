@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from herjax import relabel
+from herjax.config import Config, Copy
 from herjax.relabel import Goal, Transition
 from herjax.rows import Rows, read
-from herjax.state import BufferState, Config, Copy, held_row, row_at, size
+from herjax.state import BufferState, held_row, row_at, size
 
 
 class Visits(NamedTuple):

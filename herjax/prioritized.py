@@ -9,7 +9,8 @@ from jax.experimental import checkify
 
 from herjax import sum_tree
 from herjax.batching import largest
-from herjax.state import INT32_MAX, BufferState, Config, can_sample, count, is_held
+from herjax.config import INT32_MAX, Config
+from herjax.state import BufferState, can_sample, count, is_held
 from herjax.sum_tree import SumTree
 
 _SMALLEST = 2.0**-96  # Fractions of it, such as a stratum, are float32 at full precision still.
