@@ -3,8 +3,8 @@
     taskset -c 0 python examples/benchmarks/environments.py
     taskset -c 0 python examples/benchmarks/environments.py --num-envs 16 --episode-length 50 --capacity 100000
 
-Buffers are full. Every call is a jitted function of a donated state, timed from the host: "nothing", which counts one up in the
-state, says what of a figure is the call's own. `end_episode` is timed when no episode ends, when a few do, and when all do.
+Buffers are full. Calls are timed in a scan of many, as they stand in a training loop: `end_episode` when no episode ends, when
+a few do, and when all do.
 """
 
 import dataclasses
@@ -21,8 +21,11 @@ import numpy as np
 import tyro
 
 import herjax
+from interleaved import digest
 
 GOAL_SIZE = 3
+CALLS = 100
+"""Calls of a timed scan, where they are not those of an episode."""
 PLAIN_IMAGES = 1000
 """Rows of the buffers of images whose bytes are counted."""
 
@@ -49,7 +52,7 @@ class Settings:
     batch_size: int = 256
     """Transitions drawn at once."""
     rounds: int = 5
-    """Episodes timed, after one that is not; each ends once."""
+    """Pairs of episodes timed, once the buffer is full."""
     out: Path = Path("results/environments.json")
     """Where the figures go."""
 
@@ -87,78 +90,80 @@ def make(settings: Settings, relabel: str, prioritized: bool) -> herjax.BufferSt
     )
 
 
-def nothing(state: herjax.BufferState) -> herjax.BufferState:
-    """What a call costs that does nothing."""
-    return dataclasses.replace(state, num_rejected=state.num_rejected + 1)
-
-
 class Calls:
     """A buffer, and how long each call on it took."""
 
     def __init__(self, settings: Settings, relabel: str, prioritized: bool) -> None:
         self._settings = settings
         self._state = jax.jit(partial(make, settings, relabel, prioritized))()
-        self._batch: Any = None
-        donated = partial(jax.jit, donate_argnums=0)
-        self._add, self._end, self._update, self._nothing = map(
-            donated, (herjax.add, herjax.end_episode, herjax.update_priorities, nothing)
-        )
         self._goals = jnp.zeros((settings.num_envs, GOAL_SIZE))
+        self._values = jax.random.normal(jax.random.key(0), (settings.num_envs, settings.transition_size))
+        self._programs = {
+            name: jax.jit(lambda state, keys, call=call: jax.lax.scan(call, state, self._numbered(keys))[0], donate_argnums=0)
+            for name, call in {
+                "add": self._add,
+                "end_episode, none ends": partial(self._end, 0),
+                f"end_episode, {settings.few} end": partial(self._end, settings.few),
+                "end_episode, all end": partial(self._end, settings.num_envs),
+                "sample": self._sample,
+                "sample and update_priorities": self._update,
+            }.items()
+        }
         self.seconds: dict[str, list[float]] = {}
 
-    def _time(self, name: str, call: Callable[[], Any]) -> Any:
+    def _numbered(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.arange(keys.shape[0]), keys
+
+    def _add(self, state: herjax.BufferState, _: Any) -> tuple[herjax.BufferState, None]:
+        return herjax.add(state, self._values), None
+
+    def _end(
+        self, number: int, state: herjax.BufferState, call: tuple[jax.Array, jax.Array]
+    ) -> tuple[herjax.BufferState, None]:
+        """Ends the episodes of as many environments, in each call of others."""
+        index, key = call
+        turn = jnp.arange(self._settings.num_envs) // max(number, 1)
+        return herjax.end_episode(state, self._goals, key, (turn == index) & (number > 0)), None
+
+    def _sample(self, state: herjax.BufferState, call: tuple[jax.Array, jax.Array]) -> tuple[herjax.BufferState, None]:
+        batch = herjax.sample(state, call[1], self._settings.batch_size)
+        # All that was drawn goes into the next state, so that XLA has to compute it.
+        drawn = jnp.sum(digest(batch._replace(indices=None))) < 0
+        return dataclasses.replace(state, num_rejected=state.num_rejected + drawn.astype(jnp.int32)), None
+
+    def _update(self, state: herjax.BufferState, call: tuple[jax.Array, jax.Array]) -> tuple[herjax.BufferState, None]:
+        batch = herjax.sample(state, call[1], self._settings.batch_size)
+        return herjax.update_priorities(state, batch.indices, digest(batch._replace(indices=None))), None
+
+    def _run(self, name: str, calls: int, number: int) -> None:
+        keys = jax.random.split(jax.random.key(number), calls)
         began = time.perf_counter()
-        result = jax.block_until_ready(call())
-        self.seconds.setdefault(name, []).append(time.perf_counter() - began)
-        return result
-
-    def _end_some(self, name: str, key: jax.Array, first: int, last: int) -> None:
-        done = jnp.asarray((np.arange(self._settings.num_envs) >= first) & (np.arange(self._settings.num_envs) < last))
-        self._state = self._time(name, lambda: self._end(self._state, self._goals, key, done))
-
-    def fill(self) -> None:
-        """Adds and ends episodes until the buffer is full, unless it is."""
-        settings = self._settings
-        episodes = settings.capacity // settings.num_envs // settings.episode_length + 1
-
-        def step(state: herjax.BufferState, index_and_key: tuple[jax.Array, jax.Array]) -> tuple[herjax.BufferState, None]:
-            index, key = index_and_key
-            state = herjax.add(state, jnp.full((settings.num_envs, settings.transition_size), index, jnp.float32))
-            done = (index + 1) % settings.episode_length == 0
-            return herjax.end_episode(state, self._goals, key, done), None
-
-        steps = episodes * settings.episode_length
-        inputs = (jnp.arange(steps), jax.random.split(jax.random.key(0), steps))
-        self._state = jax.jit(lambda state: jax.lax.scan(step, state, inputs)[0], donate_argnums=0)(self._state)
+        self._state = jax.block_until_ready(self._programs[name](self._state, keys))
+        self.seconds.setdefault(name, []).append((time.perf_counter() - began) / calls)
 
     def round(self, number: int) -> None:
-        """Times every call, over one episode of all environments."""
+        """Times every call, over an episode that a few environments end one after another, and one that all end at once."""
         settings = self._settings
-        keys = jax.random.split(jax.random.key(number), 4 * settings.episode_length).reshape(-1, 4)
-        values = jax.random.normal(keys[0, 0], (settings.num_envs, settings.transition_size))
-        for index in range(settings.episode_length):
-            self._state = self._time("add", lambda: self._add(self._state, values))
-            if index < 20:
-                self._state = self._time("nothing", lambda: self._nothing(self._state))
-                self._end_some("end_episode, none ends", keys[index, 1], 0, 0)
-                batch = self._time("sample", lambda key=keys[index, 2]: herjax.sample(self._state, key, settings.batch_size))
-                if self._state.tree is not None:
-                    priorities = jnp.abs(batch.reward)
-                    self._state = self._time(
-                        "update_priorities",
-                        lambda batch=batch, priorities=priorities: self._update(self._state, batch.indices, priorities),
-                    )
-        self._end_some(f"end_episode, {settings.few} end", keys[-1, 1], 0, settings.few)
-        self._end_some(f"end_episode, {settings.num_envs - settings.few} end", keys[-1, 2], settings.few, settings.num_envs)
+        for end, calls in (
+            (f"end_episode, {settings.few} end", settings.num_envs // settings.few),
+            ("end_episode, all end", 1),
+        ):
+            self._run("add", settings.episode_length, number)
+            for name in ("end_episode, none ends", "sample"):
+                self._run(name, CALLS, number)
+            if self._state.tree is not None:
+                self._run("sample and update_priorities", CALLS, number)
+            self._run(end, calls, number)
 
 
 def measure(settings: Settings, relabel: str, prioritized: bool) -> list[Row]:
     """A row for each call."""
     calls = Calls(settings, relabel, prioritized)
-    calls.fill()
-    calls.round(0)
+    episodes_to_fill = settings.capacity // settings.num_envs // settings.episode_length + 1
+    for number in range(-(-episodes_to_fill // 2)):  # Two episodes a round.
+        calls.round(number)
     calls.seconds.clear()
-    for number in range(1, settings.rounds + 1):
+    for number in range(episodes_to_fill, episodes_to_fill + settings.rounds):
         calls.round(number)
     return [
         {
@@ -226,13 +231,13 @@ def main() -> None:
     for row in held:
         figures = f"{row['bytes']:>15,} {row['flashbax_bytes']:>15,} {row['ratio']:6.2f}"
         print(f"{row['transition']:>12} {row['relabel']:>12} {figures}", flush=True)
-    print(f"\n{'relabel':>12} {'replay':>11} {'call':>24} {'us':>28}")
+    print(f"\n{'relabel':>12} {'replay':>11} {'call':>28} {'us':>28}")
     rows = []
     for relabel in ("episode_end", "sample"):
         for prioritized in (False, True):
             for row in measure(settings, relabel, prioritized):
-                cost = "{:,.0f} ({:,.0f}-{:,.0f})".format(*row["microseconds"])
-                print(f"{relabel:>12} {row['replay']:>11} {row['call']:>24} {cost:>28}", flush=True)
+                cost = "{:,.1f} ({:,.1f}-{:,.1f})".format(*row["microseconds"])
+                print(f"{relabel:>12} {row['replay']:>11} {row['call']:>28} {cost:>28}", flush=True)
                 rows.append(row)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "herjax": herjax.__version__}
