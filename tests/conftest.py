@@ -1,5 +1,7 @@
 """Settings that every test runs under."""
 
+from collections.abc import Iterator
+
 import jax
 import pytest
 
@@ -11,3 +13,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def key() -> jax.Array:
     """A fixed key."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    """For tests of scripts: optax promotes an integer step count, and flax the rank of a bias."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

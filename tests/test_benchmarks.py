@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,18 +14,14 @@ import numpy as np
 import pytest
 
 import bitflip
+import environments
 import herjax
 import scaling
 import step_cost
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 CONFIG = bitflip.Config(num_bits=20, max_episode_length=5, capacity=100, hidden=(8,), batch_size=8, steps=40)
-
-
-@pytest.fixture(autouse=True)
-def standard_promotion() -> Iterator[None]:
-    """Optax promotes an integer step count, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def test_all_operations_together_are_the_training_step() -> None:
@@ -40,7 +36,7 @@ def test_all_operations_together_are_the_training_step() -> None:
     partial_steps = [run(partial(step_cost.partial_step, CONFIG, 5, count)) for count in (1, 2, 4)]
     chex.assert_trees_all_close(partial_steps[-1].agent, whole.agent, rtol=1e-4, atol=1e-6)
     assert not np.allclose(*(jax.tree.leaves(loop.agent)[0] for loop in (partial_steps[1], whole))), "the fixed batch"
-    assert [int(loop.buffer.head) for loop in partial_steps] == [0, 40, 40], "only end_episode keeps an episode"
+    assert [int(loop.buffer.head[0]) for loop in partial_steps] == [0, 40, 40], "only end_episode keeps an episode"
     assert not any(int(loop.buffer.num_dropped) for loop in partial_steps), "every add writes"
 
 
@@ -82,3 +78,34 @@ def test_scaling_plots_every_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ] * 2
     assert len(rows) == 8
     assert (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+def test_every_call_of_many_environments_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call has a row in both settings; bytes are counted."""
+    monkeypatch.setattr(environments, "flashbax_bytes", lambda *_: 1000)
+    monkeypatch.setattr(environments, "CALLS", 3)
+    out = tmp_path / "environments.json"
+    flags = "--num-envs 8 --episode-length 5 --capacity 160 --few 2 --batch-size 4 --rounds 1 --out"
+    monkeypatch.setattr(sys, "argv", ["environments.py", *flags.split(), str(out)])
+    environments.main()
+    found = json.loads(out.read_text())
+    calls = ["add", "end_episode, none ends", "sample", "end_episode, 2 end", "end_episode, all end"]
+    assert [row["call"] for row in found["calls"][:5]] == calls
+    assert len(found["calls"]) == 2 * (5 + 6)
+    assert all(row["microseconds"][0] > 0 for row in found["calls"])
+    assert [row["ratio"] for row in found["bytes"]] == [row["bytes"] / 1000 for row in found["bytes"]]
+
+
+def test_as_many_episodes_end_as_the_row_says() -> None:
+    """Nothing ends where none does; a few end in each call, of other environments; where all do none is left running."""
+    settings = environments.Settings(num_envs=8, episode_length=5, capacity=160, few=2, batch_size=4)
+    calls = environments.Calls(settings, "episode_end", prioritized=False)
+    calls.run("add", 5, 0)
+    running = []
+    for name, number in (("none ends", 3), ("2 end", 1), ("2 end", 4), ("all end", 1)):
+        calls.run(f"end_episode, {name}", number, 0)
+        running.append(int(np.count_nonzero(calls.state.pending)))
+    assert running == [8, 6, 0, 0]
+    for number in range(2):
+        calls.round(number)
+    assert herjax.size(calls.state) == settings.capacity, "full before the timing starts"

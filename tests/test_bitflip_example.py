@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +15,11 @@ import pytest
 import bitflip
 import herjax
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 SMALL = bitflip.Config(
     num_bits=8, steps=5000, seeds=2, eval_every=1000, capacity=20_000, max_episode_length=20, target_period=250, progress=False
 )
-
-
-@pytest.fixture(autouse=True)
-def standard_promotion() -> Iterator[None]:
-    """Optax promotes an integer step count, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def last_success(config: bitflip.Config) -> np.ndarray:

@@ -15,12 +15,7 @@ TINY = ["--bits", "6", "--num-goals", "4", "--seeds", "2", "--cycles", "60", "--
 TINY += ["--hidden", "32", "--capacity", "4000", "--solved", "2", "--checkpoint-seconds", "0", "--no-progress"]
 CURVE = "6_bits_4_goals"
 
-
-@pytest.fixture(autouse=True)
-def _promote_as_scripts_do() -> None:
-    """Flax and optax promote dtypes and ranks, as a script may."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def curve_of(folder: Path) -> dict[str, object]:

@@ -95,7 +95,7 @@ class Calls:
 
     def __init__(self, settings: Settings, relabel: str, prioritized: bool) -> None:
         self._settings = settings
-        self._state = jax.jit(partial(make, settings, relabel, prioritized))()
+        self.state = jax.jit(partial(make, settings, relabel, prioritized))()
         self._goals = jnp.zeros((settings.num_envs, GOAL_SIZE))
         self._values = jax.random.normal(jax.random.key(0), (settings.num_envs, settings.transition_size))
         self._programs = {
@@ -135,10 +135,11 @@ class Calls:
         batch = herjax.sample(state, call[1], self._settings.batch_size)
         return herjax.update_priorities(state, batch.indices, digest(batch._replace(indices=None))), None
 
-    def _run(self, name: str, calls: int, number: int) -> None:
+    def run(self, name: str, calls: int, number: int) -> None:
+        """Times so many calls of a name; `number` is where their keys come from."""
         keys = jax.random.split(jax.random.key(number), calls)
         began = time.perf_counter()
-        self._state = jax.block_until_ready(self._programs[name](self._state, keys))
+        self.state = jax.block_until_ready(self._programs[name](self.state, keys))
         self.seconds.setdefault(name, []).append((time.perf_counter() - began) / calls)
 
     def round(self, number: int) -> None:
@@ -148,12 +149,12 @@ class Calls:
             (f"end_episode, {settings.few} end", settings.num_envs // settings.few),
             ("end_episode, all end", 1),
         ):
-            self._run("add", settings.episode_length, number)
+            self.run("add", settings.episode_length, number)
             for name in ("end_episode, none ends", "sample"):
-                self._run(name, CALLS, number)
-            if self._state.tree is not None:
-                self._run("sample and update_priorities", CALLS, number)
-            self._run(end, calls, number)
+                self.run(name, CALLS, number)
+            if self.state.tree is not None:
+                self.run("sample and update_priorities", CALLS, number)
+            self.run(end, calls, number)
 
 
 def measure(settings: Settings, relabel: str, prioritized: bool) -> list[Row]:
