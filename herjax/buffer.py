@@ -123,7 +123,7 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
 def _commit(state: BufferState, key: jax.Array, visits: Visits, goals: Rows) -> BufferState:
     """Writes the copies of some steps of episodes that have ended, and gives them the largest priority so far."""
     config = state.config
-    rows = hindsight.rows_of(config, visits)
+    rows = row_at(config, visits.env, visits.first + visits.step)
     if state.copies is not None:
         transitions = hindsight.transitions(state, rows)
         if config.num_goals > 0:
@@ -139,9 +139,9 @@ def _commit(state: BufferState, key: jax.Array, visits: Visits, goals: Rows) -> 
 
 def _oldest(state: BufferState) -> jax.Array:
     """How many transitions make room together in each environment: the oldest one, or all of its episode. int32 [n]."""
-    if state.slots is None or not state.config.evicts_episodes:
-        return jnp.ones_like(state.held)
-    return episodes.oldest_length(state, state.slots)
+    if state.slots is not None and state.config.evicts_episodes:
+        return episodes.oldest_length(state, state.slots)
+    return jnp.ones_like(state.held)
 
 
 def _evict(state: BufferState, counts: jax.Array) -> BufferState:
@@ -237,7 +237,8 @@ def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.
     bits = jax.random.bits(key, (batch_size,), jnp.uint32)  # randint would draw four times as many.
     drawn = scale(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
     number = jax.lax.div(drawn, jnp.int32(num_copies))
-    return held_row(state, number) * num_copies + (drawn - number * num_copies)
+    indices = held_row(state, number) * num_copies + (drawn - number * num_copies)
+    return jnp.where(can_sample(state), indices, 0)
 
 
 def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:

@@ -84,8 +84,8 @@ class Config:
 
     @property
     def slots_per_env(self) -> int:
-        """Enough for an episode a row, the running one, and that before the oldest, which says where the oldest begins."""
-        return self.rows_per_env + 2
+        """Enough for an episode a transition, and for that before the oldest, which says where the oldest begins."""
+        return self.capacity_per_env + 1
 
     @property
     def num_rows(self) -> int:
@@ -133,10 +133,10 @@ def make_config(
         **_layouts(transition, goal_fn, reward_fn, terminated_fn, relabel == "sample"),
     )
     # Places are added to before they are taken around the ring, by an episode's steps at most.
-    largest = config.envs * (config.slots_per_env + max_episode_length) * config.num_copies
-    if largest > INT32_MAX:
+    last_index = config.envs * (config.rows_per_env + max_episode_length) * config.num_copies
+    if last_index > INT32_MAX:
         raise ValueError(
-            f"capacity {capacity} with num_goals {num_goals} takes indices up to {largest}, more than an int32 can name; "
+            f"capacity {capacity} with num_goals {num_goals} takes indices up to {last_index}, more than an int32 can name; "
             "give a smaller capacity or num_goals."
         )
     return config

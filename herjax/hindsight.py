@@ -22,11 +22,6 @@ class Visits(NamedTuple):
     valid: jax.Array  # bool; whether there is such a step. If not, it must still name a row.
 
 
-def rows_of(config: Config, visits: Visits) -> jax.Array:
-    """The rows of these steps: int32 [n]."""
-    return row_at(config, visits.env, visits.first + visits.step)
-
-
 def goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int) -> Rows:
     """Draws hindsight goals for each step: rows [n, num_goals, words]. Those of "random" come from anywhere in `state`."""
     config = state.config

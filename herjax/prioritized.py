@@ -155,10 +155,10 @@ def importance_weights(
     drawn = probabilities > 0
     scaled = jnp.where(drawn, probabilities * copies_held.astype(jnp.float32), 1)
     weights = jnp.where(drawn, scaled ** -jnp.asarray(beta, jnp.float32), 0)
-    largest = jnp.max(weights)
+    heaviest = jnp.max(weights)
     if axis_name is not None:
-        largest = jax.lax.pmax(largest, axis_name)
-    return weights / jnp.where(largest > 0, largest, 1)
+        heaviest = jax.lax.pmax(heaviest, axis_name)
+    return weights / jnp.where(heaviest > 0, heaviest, 1)
 
 
 def _stored(config: Config, priorities: jax.Array) -> jax.Array:

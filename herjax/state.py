@@ -163,7 +163,7 @@ def can_sample(state: BufferState) -> jax.Array:
 @jax.jit
 def size(state: BufferState) -> jax.Array:
     """Finished transitions held, copies not counted: int32 []."""
-    return jnp.sum(state.held)
+    return jnp.sum(state.held, dtype=jnp.int32)
 
 
 def around(config: Config, place: jax.Array) -> jax.Array:

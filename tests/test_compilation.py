@@ -67,7 +67,7 @@ def step(buffer: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState
 
 
 class Observed(NamedTuple):
-    """All that a user can observe of a run: what the dead rows of a state hold is no one's business."""
+    """All that a user can observe of a run: what the unused rows of a state hold is no one's business."""
 
     batches: herjax.Sample
     size: jax.Array
@@ -137,6 +137,7 @@ def test_each_function_is_traced_once(key: jax.Array) -> None:
         {"strategy": "random", "num_envs": 5},
         {"relabel": "sample", "num_envs": 5},
         {"relabel": "sample", "strategy": "episode"},
+        {"relabel": "sample", "strategy": "episode", "num_envs": 5},
     ],
 )
 def test_a_step_copies_no_storage(

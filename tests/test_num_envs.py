@@ -64,7 +64,7 @@ def play(state: herjax.BufferState, first: jax.Array, dones: jax.Array, key: jax
 
 @pytest.mark.parametrize("priority_exponent", [None, 0.6])
 @pytest.mark.parametrize("strategy", ["future", "episode", "final", "random", herjax.geometric(0.7), WITHIN_EPISODE["past"][0]])
-@pytest.mark.parametrize(("relabel", "n", "capacity"), [("episode_end", 3, 21), ("sample", 3, 15), ("sample", 1, 13)])
+@pytest.mark.parametrize(("relabel", "n", "capacity"), [("episode_end", 3, 21), ("sample", 3, 15), ("sample", 2, 22)])
 def test_each_environment_holds_what_its_list_of_episodes_holds(
     relabel: str, n: int, capacity: int, strategy: str | Callable[..., jax.Array], priority_exponent: float | None
 ) -> None:
@@ -235,6 +235,91 @@ def test_vmapped_seeds_of_many_environments_are_each_alone(relabel: str, key: ja
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=1e-6), jax.tree.map(lambda leaf, i=lane: leaf[i], together), alone
         )
+
+
+def test_no_turn_repeats_the_draws_of_another() -> None:
+    """Of an episode of 64 steps, relabelled in turns of 32, steps of two turns share their goals by chance only.
+
+    Alike are 1 in 64 of at most 192 pairs; more than 20 come with a probability under 1e-8.
+    """
+    length, k = 64, 4
+    state = make(capacity=length, max_episode_length=length, strategy="episode", num_goals=k, priority_exponent=1.0)
+    for number in range(length):
+        state = herjax.add(state, jnp.int32(number))
+    state = herjax.end_episode(state, jnp.int32(-1), jax.random.key(0))
+    batch = herjax.sample(state, jax.random.key(1), 4 * length * (k + 1))
+    goals = np.full(length * (k + 1), -1)
+    goals[np.asarray(batch.indices)] = batch.goal
+    drawn = goals.reshape(length, k + 1)[:, 1:]
+    assert np.all(drawn >= 0)
+    for shift in range(16, length):
+        assert np.sum(drawn[shift:] == drawn[:-shift]) <= 20
+
+
+@pytest.mark.parametrize("relabel", ["episode_end", "sample"])
+def test_random_goals_come_from_all_environments_alike(relabel: str, key: jax.Array) -> None:
+    """Of environments that finished 1, 2 and 4 transitions, goals of the episode ended last are any of the 7 as often."""
+    state = make(capacity=30, num_envs=3, relabel=relabel, strategy="random")
+    ends = {0: [True, False, False], 1: [False, True, False]}
+    for step in range(4):
+        state = herjax.add(state, 3 * step + jnp.arange(3))
+        if step in ends:
+            state = herjax.end_episode(state, jnp.full(3, -1), jax.random.key(step), jnp.asarray(ends[step]))
+    last = jnp.asarray([False, False, True])
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key_end, key_sample = jax.random.split(key)
+        batch = herjax.sample(herjax.end_episode(state, jnp.full(3, -1), key_end, last), key_sample, 1)
+        return batch.transition[0], batch.goal[0]
+
+    numbers, goals = (np.asarray(leaf) for leaf in jax.jit(jax.vmap(draw))(jax.random.split(key, 8_000)))
+    counts = np.unique(goals[(numbers % 3 == 2) & (goals >= 0)], return_counts=True)
+    assert counts[0].tolist() == [0, 1, 2, 4, 5, 8, 11]
+    assert stats.chisquare(counts[1]).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("priority_exponent", [None, 0.6])
+@pytest.mark.parametrize("num_envs", [None, 3])
+@pytest.mark.parametrize("relabel", ["episode_end", "sample"])
+def test_an_empty_buffer_gives_zeros_whatever_the_reward(
+    relabel: str, num_envs: int | None, priority_exponent: float | None
+) -> None:
+    """Before anything finishes, and after the running episode took all room, every field drawn is 0, a NaN reward's too."""
+    state = herjax.init(
+        jnp.int32(0),
+        capacity=2 * (num_envs or 1),
+        max_episode_length=2,
+        goal_fn=achieved,
+        reward_fn=lambda *_: jnp.float32(jnp.nan),
+        terminated_fn=lambda *_: jnp.bool_(True),
+        relabel=relabel,
+        num_envs=num_envs,
+        priority_exponent=priority_exponent,
+    )
+    ones = jnp.ones(() if num_envs is None else (num_envs,), jnp.int32)
+    taken = herjax.end_episode(herjax.add(state, ones), ones, jax.random.key(0))
+    taken = herjax.add(herjax.add(taken, ones), ones)
+    for empty in (state, herjax.add(state, ones), taken):
+        assert not herjax.can_sample(empty)
+        batch = herjax.sample(empty, jax.random.key(1), 8)
+        jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, np.zeros_like(leaf)), batch)
+
+
+def test_an_update_is_accepted_where_its_own_environment_holds_something() -> None:
+    """Of environments that hold 5 and 1 transitions of 10 rows each, an update of every index is accepted six times."""
+    state = make(capacity=20, num_envs=2, relabel="sample", priority_exponent=1.0)
+    for step in range(5):
+        state = herjax.add(state, 2 * step + jnp.arange(2))
+        state = herjax.end_episode(state, jnp.full(2, -1), jax.random.key(step), jnp.asarray([step == 4, step == 0]))
+    every = jnp.arange(state.config.num_rows)
+    assert int(herjax.update_priorities(state, every, jnp.ones(every.size)).num_rejected) == every.size - 6
+
+
+@pytest.mark.parametrize("relabel", ["episode_end", "sample"])
+def test_size_is_32_bit_in_64_bit_mode(relabel: str) -> None:
+    """With `jax_enable_x64` the size is an int32, as the contract says."""
+    with jax.enable_x64(True):
+        assert herjax.size(make(relabel=relabel)).dtype == jnp.int32
 
 
 def test_a_goal_drawn_late_is_drawn_afresh() -> None:
