@@ -192,7 +192,7 @@ def test_bytes_allocated_are_those_of_the_readme(
         formula = rows * a_transition + indices * (a_goal + 4)
     else:
         rows = indices = capacity + (length if "whole" in relabel and num_goals > 0 else 0)
-        formula = rows * (a_transition + a_goal + 8)
+        formula = rows * (a_transition + 4) + capacity * (a_goal + 4)
     if priority_exponent is not None:
         formula += indices * 4 * 8 / 7
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(init()))
