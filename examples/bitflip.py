@@ -158,8 +158,8 @@ def terminated(transition: Transition, goal: jax.Array) -> jax.Array:
     return jnp.all(transition.next_observation == goal)
 
 
-def make_buffer(config: Config) -> herjax.BufferState:
-    """An empty buffer for bit-flipping."""
+def make_buffer(config: Config, num_envs: int | None = None) -> herjax.BufferState:
+    """An empty buffer for bit-flipping, which `num_envs` environments fill, or one without an axis for them."""
     bits = jax.ShapeDtypeStruct((config.num_bits,), jnp.float32)
     return herjax.init(
         Transition(bits, jax.ShapeDtypeStruct((), jnp.int32), bits),
@@ -171,6 +171,7 @@ def make_buffer(config: Config) -> herjax.BufferState:
         strategy=config.strategy,
         num_goals=config.num_goals,
         priority_exponent=config.priority_exponent if config.prioritized else None,
+        num_envs=num_envs,
     )
 
 

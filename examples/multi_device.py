@@ -99,19 +99,7 @@ class Config(bitflip.Config, Cluster):
 
 def make_buffer(config: Config) -> herjax.BufferState:
     """One device's empty shard."""
-    bits = jax.ShapeDtypeStruct((config.num_bits,), jnp.float32)
-    return herjax.init(
-        bitflip.Transition(bits, jax.ShapeDtypeStruct((), jnp.int32), bits),
-        capacity=config.capacity,
-        max_episode_length=config.max_episode_length,
-        goal_fn=bitflip.achieved_goal,
-        reward_fn=bitflip.reward,
-        terminated_fn=bitflip.terminated,
-        strategy=config.strategy,
-        num_goals=config.num_goals,
-        priority_exponent=config.priority_exponent if config.prioritized else None,
-        num_envs=config.num_envs,
-    )
+    return bitflip.make_buffer(config, config.num_envs)
 
 
 def start(config: Config, key_agent: jax.Array, key_env: jax.Array) -> Loop:

@@ -33,8 +33,8 @@ RANDOM = "random"
 class Quantile(abc.ABC):
     """A strategy that one uniform number decides. All goals' numbers can be drawn at once, faster than from a key for each."""
 
-    looks_ahead: ClassVar[bool] = True
-    """Whether no goal's step comes before the step that it is for."""
+    looks_ahead: ClassVar[bool] = False
+    """Whether it promises that no goal's step comes before the step that it is for."""
 
     @abc.abstractmethod
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
@@ -48,6 +48,8 @@ class Quantile(abc.ABC):
 class Future(Quantile):
     """A step of `step .. length - 1`, uniformly."""
 
+    looks_ahead = True
+
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """A step ahead, all alike."""
         return step + _below(length - step, quantile)
@@ -55,8 +57,6 @@ class Future(Quantile):
 
 class Episode(Quantile):
     """A step of `0 .. length - 1`, uniformly."""
-
-    looks_ahead = False
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """A step of the episode, all alike."""
@@ -66,6 +66,8 @@ class Episode(Quantile):
 
 class Final(Quantile):
     """The last step."""
+
+    looks_ahead = True
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """The last, whatever the quantile."""
@@ -86,6 +88,8 @@ class geometric(Quantile):  # noqa: N801 - named as the function that it stands 
       TypeError: `discount` is no number.
       ValueError: `discount` lies outside [0, 1].
     """
+
+    looks_ahead: ClassVar[bool] = True
 
     discount: float
 
