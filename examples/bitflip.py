@@ -5,6 +5,7 @@ Seeds are vmapped, and shared out among the devices that there are: GPUs, TPUs, 
 python examples/bitflip.py                                  # solves 10 bits
 python examples/bitflip.py --num-bits 15 --num-goals 0      # no hindsight: does not learn
 python examples/bitflip.py --num-bits 20 --steps 60000 --strategy future --seeds 8
+python examples/bitflip.py --checkpoint results/checkpoint  # killed and run again, it goes on where it was
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 if __name__ == "__main__":
     # A device for each core that this process may use. JAX reads it when it is imported.
@@ -32,11 +33,14 @@ import tyro
 from tqdm import tqdm
 
 import herjax
+from herjax import checkpoints
 from herjax.envs import BitFlip
 
 STRATEGIES = ("future", "final", "episode", "random")
 KEYS_A_STEP = 4
 """Keys that a training step uses up. They are split for all steps at once, off the hot path."""
+NOT_TRAINING = ("out", "log_dir", "checkpoint", "checkpoint_seconds", "progress")
+"""Settings that a run may go on with others of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,10 @@ class Config:
     """Folder for results.json and success_rate.png."""
     log_dir: Path | None = None
     """Folder for TensorBoard scalars; none by default."""
+    checkpoint: Path | None = None
+    """Folder that keeps the whole state of training: an interrupted run, started again, goes on from it. None by default."""
+    checkpoint_seconds: float = 10.0
+    """Time between checkpoints, at least."""
     progress: bool = True
     """Whether to show a progress bar."""
 
@@ -285,19 +293,24 @@ def evaluate(config: Config, params: optax.Params, keys: jax.Array) -> jax.Array
     return jnp.mean(jax.lax.while_loop(unfinished, step, (observation, state, success))[2].astype(jnp.float32))
 
 
-def train(config: Config, key: jax.Array, report: Callable[[jax.Array], None] = lambda _: None) -> Metrics:
-    """One whole run: a scan over evaluations of a scan over steps. Pure, to be jitted and vmapped over keys.
+class Part(NamedTuple):
+    """A stretch of a run."""
 
-    Args:
-      config: the settings, static.
-      key: all of the run's randomness; used up.
-      report: called, while tracing, with the success rate of an evaluation.
-    """
-    key_start, key_steps, key_evals = jax.random.split(key, 3)
-    evaluations = config.steps // config.eval_every
-    steps = jnp.arange(config.steps).reshape(evaluations, config.eval_every)
+    key: jax.Array  # All of the run's randomness, the same for every part.
+    first: jax.Array  # int32 []; the number of its first evaluation.
+
+
+def train_part(
+    config: Config, evaluations: int, loop: Loop, part: Part, report: Callable[[jax.Array], None]
+) -> tuple[Loop, Metrics]:
+    """A scan over so many evaluations of a scan over the steps up to each; `report` is called with every success rate."""
+    key, first = part
+    _, key_steps, key_evals = jax.random.split(key, 3)
+    number = config.steps // config.eval_every
+    steps = jnp.arange(config.steps).reshape(number, config.eval_every)
     keys = jax.random.split(key_steps, steps.size * KEYS_A_STEP).reshape(*steps.shape, KEYS_A_STEP)
-    eval_keys = jax.random.split(key_evals, evaluations * (1 + config.eval_episodes)).reshape(evaluations, -1)
+    eval_keys = jax.random.split(key_evals, number * (1 + config.eval_episodes)).reshape(number, -1)
+    xs = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, evaluations), (steps, keys, eval_keys))
 
     def train_and_evaluate(loop: Loop, xs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Loop, Metrics]:
         steps, keys, eval_keys = xs
@@ -306,7 +319,23 @@ def train(config: Config, key: jax.Array, report: Callable[[jax.Array], None] = 
         report(success_rate)
         return loop, Metrics(success_rate, jnp.mean(losses))
 
-    return jax.lax.scan(train_and_evaluate, start(config, key_start), (steps, keys, eval_keys))[1]
+    return jax.lax.scan(train_and_evaluate, loop, xs)
+
+
+def begin(config: Config, key: jax.Array) -> Loop:
+    """Where the run of that key starts."""
+    return start(config, jax.random.split(key, 3)[0])
+
+
+def train(config: Config, key: jax.Array, report: Callable[[jax.Array], None] = lambda _: None) -> Metrics:
+    """One whole run. Pure, to be jitted and vmapped over keys.
+
+    Args:
+      config: the settings, static.
+      key: all of the run's randomness; used up.
+      report: called, while tracing, with the success rate of an evaluation.
+    """
+    return train_part(config, config.steps // config.eval_every, begin(config, key), Part(key, jnp.int32(0)), report)[1]
 
 
 class Progress:
@@ -326,6 +355,12 @@ class Progress:
         self._bar.set_postfix_str(f"success {self._latest.mean():.2f}", refresh=False)
         self._bar.update(self._config.eval_every)
 
+    def resume(self, success_rate: list[list[float]]) -> None:
+        """What an earlier run has done, by seed."""
+        if success_rate[0]:
+            self._latest[:] = [rates[-1] for rates in success_rate]
+            self._bar.update(self._config.eval_every * sum(map(len, success_rate)))
+
     def close(self) -> None:
         """Leaves the bar where it stands."""
         self._bar.close()
@@ -339,37 +374,74 @@ def share_out(num_seeds: int) -> tuple[jax.sharding.Mesh, int]:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Trains all seeds and returns what results.json holds."""
-    progress = Progress(config)
-
-    def train_seed(seed: jax.Array, key: jax.Array) -> Metrics:
-        return train(config, key, report=partial(jax.debug.callback, progress.report, seed))
-
+    """Trains all seeds, from where an interrupted run left off if there is one, and returns what results.json holds."""
     began = time.perf_counter()
+    evaluations = config.steps // config.eval_every
+    # In one part, unless it is to be cut short.
+    part_evaluations = evaluations if config.checkpoint is None else max(n for n in range(1, 11) if evaluations % n == 0)
+    progress = Progress(config)
     mesh, share = share_out(config.seeds)
+    spec = jax.sharding.PartitionSpec("seed")
+    on_devices = partial(jax.shard_map, mesh=mesh, check_vma=False, out_specs=spec)
     seeds = jnp.arange(mesh.size * share)  # Those past the last only fill up a device: they repeat it, and are not reported.
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)[jnp.minimum(seeds, config.seeds - 1)]
-    spec = jax.sharding.PartitionSpec("seed")
-    train_seeds = jax.shard_map(jax.vmap(train_seed), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    train_compiled = jax.jit(train_seeds).lower(seeds, keys).compile()
-    compiled = time.perf_counter()
-    metrics = jax.block_until_ready(train_compiled(seeds, keys))
-    jax.effects_barrier()
-    seconds = time.perf_counter() - compiled
+
+    def go_on(loop: Loop, part: Part, seed: jax.Array) -> tuple[Loop, Metrics]:
+        return train_part(config, part_evaluations, loop, part, partial(jax.debug.callback, progress.report, seed))
+
+    loops = jax.jit(on_devices(jax.vmap(partial(begin, config)), in_specs=spec))(keys)
+    program = jax.jit(on_devices(jax.vmap(go_on), in_specs=spec), donate_argnums=0)
+    go_on_all = program.lower(loops, Part(keys, jnp.zeros_like(seeds)), seeds).compile()
+    loops, figures = restore(config, loops)
+    progress.resume(figures["success_rate"])
+    compile_seconds = time.perf_counter() - began
+    saved = time.monotonic()
+    while (done := len(figures["loss"][0])) < evaluations:
+        began = time.perf_counter()
+        loops, metrics = jax.block_until_ready(go_on_all(loops, Part(keys, jnp.full_like(seeds, done)), seeds))
+        jax.effects_barrier()
+        figures["seconds"] += time.perf_counter() - began
+        for name, values in metrics._asdict().items():
+            figures[name] = np.concatenate([figures[name], np.asarray(values)[: config.seeds]], axis=1).tolist()
+        is_last = done + part_evaluations == evaluations
+        if config.checkpoint is not None and (is_last or time.monotonic() - saved >= config.checkpoint_seconds):
+            checkpoints.save(config.checkpoint, loops, settings=training_settings(config), notes=figures)
+            saved = time.monotonic()
     progress.close()
     buffer = jax.eval_shape(partial(make_buffer, config))
     return {
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
         "eval_steps": list(range(config.eval_every, config.steps + 1, config.eval_every)),
-        "success_rate": np.asarray(metrics.success_rate)[: config.seeds].tolist(),
-        "loss": np.asarray(metrics.loss)[: config.seeds].tolist(),
-        "seconds": seconds,
-        "compile_seconds": compiled - began,
-        "steps_per_second": config.steps * config.seeds / seconds,
+        **figures,
+        "compile_seconds": compile_seconds,
+        "steps_per_second": config.steps * config.seeds / figures["seconds"],
         "buffer_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer)),
         "device": jax.local_devices()[0].device_kind,
         "devices": mesh.size,
     }
+
+
+def training_settings(config: Config) -> dict[str, Any]:
+    """The settings that a run must go on with."""
+    return {name: value for name, value in vars(config).items() if name not in NOT_TRAINING}
+
+
+def restore(config: Config, loops: Loop) -> tuple[Loop, dict[str, Any]]:
+    """Where an interrupted run stood, and its figures so far; those of a new one where nothing is saved."""
+    none: list[list[float]] = [[] for _ in range(config.seeds)]
+    new = (loops, {"success_rate": none, "loss": none, "seconds": 0.0})
+    if config.checkpoint is None:
+        return new
+    try:
+        return checkpoints.restore(config.checkpoint, loops, settings=training_settings(config)) or new
+    except ValueError as error:
+        refuse(error)
+
+
+def refuse(error: object) -> NoReturn:
+    """Says in one line what cannot be done, and ends the program."""
+    print(f"bitflip.py: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def table(results: dict[str, Any], rows: int = 15) -> str:
@@ -468,8 +540,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         check(config)
     except ValueError as error:
-        print(f"bitflip.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
     results = run(config)
     print(table(results))
     config.out.mkdir(parents=True, exist_ok=True)

@@ -27,13 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import tyro
 from tqdm import tqdm
 
 import bitflip
 import herjax
 from bitflip import Transition
+from herjax import checkpoints
 from herjax.envs import BitFlip
 
 
@@ -265,39 +265,6 @@ class Trainer:
         return np.asarray(self._evaluate(self.loops, self._keys[:, 2]))
 
 
-class Checkpoint:
-    """The latest state of an unfinished curve, on disk: all seeds' training, buffers included, and the figures up to it."""
-
-    def __init__(self, config: Config, curve: Curve) -> None:
-        self._folder = (config.out / "unfinished" / curve.name).resolve()
-        self._seconds = config.checkpoint_seconds
-        self._saved = time.monotonic()
-        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=1))
-
-    def restore(self, loops: Loop) -> tuple[Loop, dict[str, Any] | None]:
-        """The state and the figures saved last; those given and None where nothing is saved."""
-        if self._manager.latest_step() is None:
-            return loops, None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, loops)
-        args = ocp.args.Composite(loops=ocp.args.StandardRestore(abstract), figures=ocp.args.JsonRestore())
-        restored = self._manager.restore(self._manager.latest_step(), args=args)
-        return restored.loops, restored.figures
-
-    def save(self, loops: Loop, figures: dict[str, Any]) -> None:
-        """Saves a state, unless one was saved a short while ago."""
-        if time.monotonic() - self._saved < self._seconds:
-            return
-        args = ocp.args.Composite(loops=ocp.args.StandardSave(loops), figures=ocp.args.JsonSave(figures))
-        self._manager.save(len(figures["cycles"]), args=args)
-        self._manager.wait_until_finished()  # The state is donated next.
-        self._saved = time.monotonic()
-
-    def discard(self) -> None:
-        """Deletes what is on disk: the curve is finished."""
-        self._manager.close()
-        shutil.rmtree(self._folder)
-
-
 def is_solved(config: Config, figures: dict[str, Any]) -> bool:
     """Whether the last two evaluations of each seed were good enough."""
     rates = np.asarray(figures["success_rate"])[-2:]
@@ -306,9 +273,11 @@ def is_solved(config: Config, figures: dict[str, Any]) -> bool:
 
 def run_curve(config: Config, curve: Curve) -> dict[str, Any]:
     """Trains the seeds of one curve until they have solved the task or used up their cycles; returns its figures."""
-    trainer, checkpoint = Trainer(config, curve), Checkpoint(config, curve)
-    trainer.loops, saved = checkpoint.restore(trainer.loops)
-    figures = saved or {"cycles": [], "success_rate": [], "loss": [], "seconds": 0.0}
+    trainer, unfinished = Trainer(config, curve), config.out / "unfinished" / curve.name
+    figures: dict[str, Any] = {"cycles": [], "success_rate": [], "loss": [], "seconds": 0.0}
+    if (saved := checkpoints.restore(unfinished, trainer.loops)) is not None:
+        trainer.loops, figures = saved
+    saved_at = time.monotonic()
     goals = f"HER {config.strategy}, k = {curve.num_goals}" if curve.num_goals else "without HER"
     done = len(figures["cycles"]) * config.eval_every
     label = f"{curve.num_bits:>3} bits, {goals}"
@@ -323,9 +292,11 @@ def run_curve(config: Config, curve: Curve) -> dict[str, Any]:
                 figures[name].append(values[: config.seeds].tolist())
             bar.set_postfix_str(f"success {np.mean(figures['success_rate'][-1]):.3f}", refresh=False)
             bar.update(config.eval_every)
-            checkpoint.save(trainer.loops, figures)
+            if time.monotonic() - saved_at >= config.checkpoint_seconds:
+                checkpoints.save(unfinished, trainer.loops, notes=figures)
+                saved_at = time.monotonic()
     figures["final_success_rate"] = trainer.evaluate()[: config.seeds].tolist()
-    checkpoint.discard()
+    shutil.rmtree(unfinished, ignore_errors=True)  # It need not have been saved at all.
     return figures
 
 
@@ -391,18 +362,11 @@ def main(args: Sequence[str] | None = None) -> None:
     for curve in [Curve(bits, num_goals) for num_goals in config.num_goals for bits in config.bits]:
         if curve.name not in results["curves"]:
             results["curves"][curve.name] = run_curve(config, curve)
-            replace_file(config.out / "results.json", json.dumps(results, indent=1))
+            checkpoints.replace_file(config.out / "results.json", json.dumps(results, indent=1))
         lines.append(summary(config, curve, results["curves"][curve.name]))
     plot(config, results["curves"], config.out / "figure1.png")
     print("\n".join(lines))
     print(f"written {config.out / 'results.json'}, {config.out / 'figure1.png'}")
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file such that a reader, or a run after a crash, finds the old text or the new one whole."""
-    beside = path.with_suffix(".new")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Config:
     terminated_fn: TerminatedFn | None
     strategy: str | StrategyFn
     num_goals: int
-    relabels_when_sampled: bool
+    relabel: str
     priority_exponent: float | None
     priority_epsilon: float
     num_envs: int | None
@@ -60,6 +60,11 @@ class Config:
     def envs(self) -> int:
         """Environments, 1 where arguments have no axis for them."""
         return 1 if self.num_envs is None else self.num_envs
+
+    @property
+    def relabels_when_sampled(self) -> bool:
+        """Whether goals are drawn when a transition is sampled, rather than when its episode ends."""
+        return self.relabel == "sample"
 
     @property
     def num_copies(self) -> int:
@@ -126,7 +131,7 @@ def make_config(
         terminated_fn=terminated_fn,
         strategy=_strategy(strategy),
         num_goals=min(num_goals, 1) if strategy == "final" else num_goals,
-        relabels_when_sampled=relabel == "sample",
+        relabel=relabel,
         priority_exponent=priority_exponent,
         priority_epsilon=priority_epsilon,
         num_envs=num_envs,

@@ -166,3 +166,8 @@ def _stored(config: Config, priorities: jax.Array) -> jax.Array:
     powers = (priorities + config.priority_epsilon) ** (config.priority_exponent or 0.0)
     positive = (powers > 0) | (config.priority_epsilon > 0)
     return jnp.where(positive, jnp.clip(powers, _SMALLEST, _LARGEST), 0)
+
+
+def bounds(state: BufferState) -> tuple[jax.Array, jax.Array]:
+    """The least and the largest that the tree may hold of something held: float32 [] each."""
+    return _stored(state.config, jnp.zeros_like(state.max_priority)), _stored(state.config, state.max_priority)

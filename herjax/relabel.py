@@ -45,16 +45,18 @@ class Quantile(abc.ABC):
         return self.place(jax.random.uniform(key, (), jnp.float32), step, length)
 
 
+@dataclasses.dataclass(frozen=True)
 class Future(Quantile):
     """A step of `step .. length - 1`, uniformly."""
 
-    looks_ahead = True
+    looks_ahead: ClassVar[bool] = True
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """A step ahead, all alike."""
         return step + _below(length - step, quantile)
 
 
+@dataclasses.dataclass(frozen=True)
 class Episode(Quantile):
     """A step of `0 .. length - 1`, uniformly."""
 
@@ -64,10 +66,11 @@ class Episode(Quantile):
         return _below(length, quantile)
 
 
+@dataclasses.dataclass(frozen=True)
 class Final(Quantile):
     """The last step."""
 
-    looks_ahead = True
+    looks_ahead: ClassVar[bool] = True
 
     def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """The last, whatever the quantile."""

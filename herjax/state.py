@@ -131,13 +131,18 @@ def init(
         priority_epsilon=priority_epsilon,
         num_envs=num_envs,
     )
+    return empty(config)
+
+
+def empty(config: Config) -> BufferState:
+    """An empty buffer of that configuration."""
     num_indices = config.num_rows * config.num_copies
     per_env = partial(jnp.zeros, config.envs, jnp.int32)
     return BufferState(
         transitions=config.stored.zeros(config.num_rows),
         copies=None if config.relabels_when_sampled else config.copy.zeros(num_indices),
         slots=_free_slots(config) if config.relabels_when_sampled else None,
-        tree=None if priority_exponent is None else sum_tree.init(num_indices),
+        tree=None if config.priority_exponent is None else sum_tree.init(num_indices),
         max_priority=jnp.float32(1),
         head=per_env(),  # Arrays of their own, so that the state can be donated.
         held=per_env(),

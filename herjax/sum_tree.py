@@ -38,7 +38,7 @@ def init(num_leaves: int) -> SumTree:
 
 def total(tree: SumTree) -> jax.Array:
     """The sum of all leaves, float32 []."""
-    return _sums(tree[-1])[0]
+    return node_sums(tree[-1])[0]
 
 
 def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -117,11 +117,11 @@ def _children(level: jax.Array, nodes: jax.Array) -> list[jax.Array]:
 
 def _all_sums(children: jax.Array, num_nodes: int) -> jax.Array:
     """The level above `children`, float32 [num_nodes], which ends in zeros where there are more nodes than parents."""
-    sums = _sums(children)
+    sums = node_sums(children)
     return jnp.pad(sums, (0, num_nodes - sums.size))
 
 
-def _sums(children: jax.Array) -> jax.Array:
+def node_sums(children: jax.Array) -> jax.Array:
     """The sum of every node's children, float32 [nodes] of [nodes * FANOUT]; added up as by `_add_up`."""
     sums = children.reshape(-1, FANOUT)
     while sums.shape[1] > 1:

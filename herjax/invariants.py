@@ -1,0 +1,183 @@
+"""What is true of every state that herjax's functions return, checked on the host: for checkpoints and debugging."""
+
+import itertools
+from functools import partial
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from herjax import prioritized, sum_tree
+from herjax.config import Copy
+from herjax.rows import Layout, Pytree, Rows
+from herjax.state import BufferState, Slots, empty
+
+Values: TypeAlias = np.ndarray | jax.Array | int
+"""What is on the host; a state says that its arrays are JAX's."""
+
+_ROUNDING = 1e-5  # Relative. Devices may round a sum or a power differently; what is broken is further off.
+
+
+def check(state: BufferState) -> None:
+    """Raises where a state is none that herjax's functions could have returned.
+
+    In this order: every array has its shape and dtype; counters are not negative; each environment's transitions fit its ring;
+    no transition or goal held is NaN, and every reward is finite; each transition belongs to an episode whose end is known
+    (with `relabel="sample"`); all that is held has a priority in range, nothing else has one, and each sum of the tree is that
+    of its children.
+
+    It reads the whole state and calls none of the user's functions.
+
+    Args:
+      state: the buffer, or many of them made under `vmap`, whose axes lead; on any device.
+
+    Raises:
+      ValueError: the first invariant broken: which array, where, its value, and what it must be.
+      TypeError: `state` is no `BufferState`, or is traced.
+    """
+    if not isinstance(state, BufferState):
+        raise TypeError(f"state is a {type(state).__name__}; give the BufferState that init and its kin return.")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
+        raise TypeError("state is traced; call check outside of jit, vmap and scan. Inside them checkify reports faults.")
+    lanes = _check_arrays(state)
+    host: BufferState = jax.device_get(state)
+    for lane in np.ndindex(lanes):
+        try:
+            _check_buffer(jax.tree.map(lambda leaf, lane=lane: leaf[lane], host))
+        except ValueError as error:
+            raise ValueError(f"buffer {lane} of {lanes}: {error}" if lanes else str(error)) from None
+
+
+def _check_arrays(state: BufferState) -> tuple[int, ...]:
+    """Checks shapes and dtypes; returns the axes that `vmap` has put before them."""
+    expected: BufferState = jax.eval_shape(partial(empty, state.config))
+    found, must = (str(jax.tree.structure(tree)) for tree in (state, expected))
+    if found != must:
+        raise ValueError(f"state has the structure {found}; it must have {must}.")
+    lanes = tuple(np.shape(state.num_dropped))
+    for (path, leaf), spec in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(expected), strict=True):
+        name = "state" + jax.tree_util.keystr(path)
+        if np.shape(leaf) != lanes + spec.shape:
+            raise ValueError(f"{name} has shape {np.shape(leaf)}; it must have {lanes + spec.shape}.")
+        if leaf.dtype != spec.dtype:
+            raise ValueError(f"{name} has dtype {leaf.dtype}; it must have {spec.dtype}.")
+    return lanes
+
+
+def _check_buffer(state: BufferState) -> None:
+    """Checks one buffer of NumPy arrays."""
+    config = state.config
+    for name in ("num_dropped", "num_rejected"):
+        _require(bool(getattr(state, name) >= 0), f"state.{name}", getattr(state, name), "be >= 0")
+    _check_windows(state)
+    places = np.arange(config.rows_per_env)[None]
+    held = np.ravel((state.head[:, None] - 1 - places) % config.rows_per_env < state.held[:, None])  # [R]
+    running = np.ravel((places - state.head[:, None]) % config.rows_per_env < state.pending[:, None])
+    copies_held = np.repeat(held, config.num_copies)
+    _check_values("row", _sound_transitions(config.stored, state.transitions), held | running)
+    if state.copies is not None:
+        _check_values("index", _sound_copies(config.copy, state.copies), copies_held)
+    if state.slots is not None:
+        _check_slots(state, state.slots)
+    if state.tree is not None:
+        _check_priorities(state, state.tree, copies_held)
+
+
+def _check_windows(state: BufferState) -> None:
+    config = state.config
+    for name, values, most, due_to in (
+        ("head", state.head, config.rows_per_env - 1, "rows of an environment, less one"),
+        ("held", state.held, config.capacity_per_env, "capacity of an environment"),
+        ("pending", state.pending, config.max_episode_length, "max_episode_length"),
+        ("held + pending", state.held + state.pending, config.rows_per_env, "rows of an environment"),
+    ):
+        _require((values >= 0) & (values <= most), f"state.{name} of environment", values, f"lie in 0 .. {most}, the {due_to}")
+
+
+@partial(jax.jit, static_argnums=0)
+def _sound_transitions(layout: Layout, rows: Rows) -> Pytree:
+    """Whether each leaf of each stored transition holds no NaN: bool [R] each."""
+    return jax.vmap(lambda row: jax.tree.map(_holds_no_nan, layout.unpack(row).transition))(rows)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sound_copies(layout: Layout, rows: Rows) -> Pytree:
+    """Whether each copy's goal holds no NaN and its reward is finite: bool [R * K] each."""
+
+    def sound(row: Rows) -> dict[str, Pytree]:
+        copy: Copy = layout.unpack(row)
+        return {"goal": jax.tree.map(_holds_no_nan, copy.goal), "reward": jnp.isfinite(copy.reward)}
+
+    return jax.vmap(sound)(rows)
+
+
+def _holds_no_nan(leaf: jax.Array) -> jax.Array:
+    return ~jnp.any(jnp.isnan(leaf)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.bool_(True)
+
+
+def _check_values(axis: str, sound: Pytree, there: np.ndarray) -> None:
+    """Checks that what is there, bool [n], is sound, a pytree of bool [n]."""
+    for path, leaf in jax.tree.leaves_with_path(sound):
+        wrong = np.flatnonzero(there & ~np.asarray(leaf))
+        if wrong.size:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"{name or 'transition'} of {axis} {wrong[0]} holds NaN or is infinite; it must be a number.")
+
+
+def _check_slots(state: BufferState, slots: Slots) -> None:
+    """Checks that each environment's transitions have the slots of episodes each of which begins where the one before ends."""
+    config = state.config
+    turns, rows, longest = config.slots_per_env, config.rows_per_env, config.max_episode_length
+    slot_of = np.asarray(jax.vmap(lambda row: config.stored.unpack(row).slot)(state.transitions))
+    end_of = np.asarray(jax.vmap(lambda row: config.episode.unpack(row).end)(slots.episodes))
+    for env in range(config.envs):
+        head, held, pending, running = (int(leaf[env]) for leaf in (state.head, state.held, state.pending, slots.running))
+        in_range = env * turns <= running < (env + 1) * turns
+        _require(in_range, f"state.slots.running of environment {env}", running, f"be one of the {turns} of that environment")
+        expected = np.full(held + pending, running)  # By transition, oldest first.
+        slot, begin, end = running, held, head  # The episode looked at begins there, among them and in the ring.
+        while begin > 0:
+            slot = env * turns + (slot - 1) % turns
+            _require(
+                end_of[slot] == end, f"end of the episode in slot {slot}", end_of[slot], f"be {end}, where the next begins"
+            )
+            end = int(end_of[env * turns + (slot - 1) % turns])
+            length = 1 + (end_of[slot] - end - 1) % rows
+            _require(length <= longest, f"length of the episode in slot {slot}", length, f"be at most {longest}")
+            expected[max(begin - length, 0) : begin] = slot
+            begin -= length
+        whole = begin == 0 or not config.evicts_episodes
+        _require(whole, f"steps missing of the oldest episode of environment {env}", -begin, "be 0: only whole ones make room")
+        places = env * rows + (head - held + np.arange(held + pending)) % rows
+        wrong = np.flatnonzero(slot_of[places] != expected)
+        if wrong.size:
+            row, must = places[wrong[0]], expected[wrong[0]]
+            raise ValueError(f"slot of row {row} is {slot_of[row]}; it must be {must}, its episode's.")
+
+
+def _check_priorities(state: BufferState, tree: sum_tree.SumTree, held: np.ndarray) -> None:
+    """Checks priorities and sums; `held`, bool [R * K]: whether an index holds anything."""
+    highest = state.max_priority
+    _require(np.isfinite(highest) & (highest >= 1), "state.max_priority", highest, "be finite and >= 1")
+    leaves = tree[0]
+    held = np.pad(held, (0, leaves.size - held.size))
+    least, most = (np.asarray(bound) for bound in prioritized.bounds(state))
+    _require(~held | (leaves >= least * (1 - _ROUNDING)), "stored priority of index", leaves, f"be >= {least}")
+    _require(~held | (leaves <= most * (1 + _ROUNDING)), "stored priority of index", leaves, f"be <= {most}, by max_priority")
+    _require(held | (leaves == 0), "stored priority of index", leaves, "be 0: it holds nothing")
+    for height, (children, parents) in enumerate(itertools.pairwise(tree), start=1):
+        sums = np.zeros_like(parents)
+        sums[: children.size // sum_tree.FANOUT] = sum_tree.node_sums(children)
+        close = np.abs(parents - sums) <= _ROUNDING * sums
+        _require(close, f"state.tree[{height}] at", parents, f"be {sums[np.argmin(close)]}, the sum of its children")
+
+
+def _require(holds: Values, what: str, values: Values, must: str) -> None:
+    """Raises where one of `values`, of `what`, is not as it must be."""
+    if np.all(holds):
+        return
+    if np.ndim(values) == 0:
+        raise ValueError(f"{what} is {values}; it must {must}.")
+    wrong = np.argmin(holds)
+    raise ValueError(f"{what} {wrong} is {np.asarray(values)[wrong]}; it must {must}.")
