@@ -98,7 +98,7 @@ def _check_windows(state: BufferState) -> None:
 @partial(jax.jit, static_argnums=0)
 def _sound_transitions(layout: Layout, rows: Rows) -> Pytree:
     """Whether each leaf of each stored transition holds no NaN: bool [R] each."""
-    return jax.vmap(lambda row: jax.tree.map(_holds_no_nan, layout.unpack(row).transition))(rows)
+    return jax.vmap(lambda row: {"transition": jax.tree.map(_holds_no_nan, layout.unpack(row).transition)})(rows)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -122,7 +122,7 @@ def _check_values(axis: str, sound: Pytree, there: np.ndarray) -> None:
         wrong = np.flatnonzero(there & ~np.asarray(leaf))
         if wrong.size:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise ValueError(f"{name or 'transition'} of {axis} {wrong[0]} holds NaN or is infinite; it must be a number.")
+            raise ValueError(f"{name} of {axis} {wrong[0]} holds NaN or is infinite; it must be a number.")
 
 
 def _check_slots(state: BufferState, slots: Slots) -> None:

@@ -79,7 +79,8 @@ def _report_rejected(state: BufferState, indices: jax.Array, priorities: jax.Arr
     empty = ~can_sample(state)
     checkify.debug_check(
         empty | jnp.all(valid),
-        "update_priorities: priorities must be finite and >= 0, but one is {priority}; it was rejected",
+        "update_priorities: priorities must be finite and >= 0, but that of index {index} is {priority}; it was rejected",
+        index=indices[jnp.argmin(valid)],
         priority=priorities[jnp.argmin(valid)],
     )
     checkify.debug_check(
