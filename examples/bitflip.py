@@ -296,7 +296,7 @@ def evaluate(config: Config, params: optax.Params, keys: jax.Array) -> jax.Array
 class Part(NamedTuple):
     """A stretch of a run."""
 
-    key: jax.Array  # All of the run's randomness, the same for every part.
+    keys: jax.Array  # [2]; for all steps and all evaluations of the run, the same in every part.
     first: jax.Array  # int32 []; the number of its first evaluation.
 
 
@@ -304,13 +304,12 @@ def train_part(
     config: Config, evaluations: int, loop: Loop, part: Part, report: Callable[[jax.Array], None]
 ) -> tuple[Loop, Metrics]:
     """A scan over so many evaluations of a scan over the steps up to each; `report` is called with every success rate."""
-    key, first = part
-    _, key_steps, key_evals = jax.random.split(key, 3)
+    key_steps, key_evals = part.keys
     number = config.steps // config.eval_every
     steps = jnp.arange(config.steps).reshape(number, config.eval_every)
     keys = jax.random.split(key_steps, steps.size * KEYS_A_STEP).reshape(*steps.shape, KEYS_A_STEP)
     eval_keys = jax.random.split(key_evals, number * (1 + config.eval_episodes)).reshape(number, -1)
-    xs = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, evaluations), (steps, keys, eval_keys))
+    xs = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, part.first, evaluations), (steps, keys, eval_keys))
 
     def train_and_evaluate(loop: Loop, xs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Loop, Metrics]:
         steps, keys, eval_keys = xs
@@ -322,11 +321,6 @@ def train_part(
     return jax.lax.scan(train_and_evaluate, loop, xs)
 
 
-def begin(config: Config, key: jax.Array) -> Loop:
-    """Where the run of that key starts."""
-    return start(config, jax.random.split(key, 3)[0])
-
-
 def train(config: Config, key: jax.Array, report: Callable[[jax.Array], None] = lambda _: None) -> Metrics:
     """One whole run. Pure, to be jitted and vmapped over keys.
 
@@ -335,7 +329,10 @@ def train(config: Config, key: jax.Array, report: Callable[[jax.Array], None] = 
       key: all of the run's randomness; used up.
       report: called, while tracing, with the success rate of an evaluation.
     """
-    return train_part(config, config.steps // config.eval_every, begin(config, key), Part(key, jnp.int32(0)), report)[1]
+    keys = jax.random.split(key, 3)
+    return train_part(config, config.steps // config.eval_every, start(config, keys[0]), Part(keys[1:], jnp.int32(0)), report)[
+        1
+    ]
 
 
 class Progress:
@@ -385,20 +382,21 @@ def run(config: Config) -> dict[str, Any]:
     on_devices = partial(jax.shard_map, mesh=mesh, check_vma=False, out_specs=spec)
     seeds = jnp.arange(mesh.size * share)  # Those past the last only fill up a device: they repeat it, and are not reported.
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)[jnp.minimum(seeds, config.seeds - 1)]
+    keys = jax.vmap(partial(jax.random.split, num=3))(keys)  # As in `train`.
 
     def go_on(loop: Loop, part: Part, seed: jax.Array) -> tuple[Loop, Metrics]:
         return train_part(config, part_evaluations, loop, part, partial(jax.debug.callback, progress.report, seed))
 
-    loops = jax.jit(on_devices(jax.vmap(partial(begin, config)), in_specs=spec))(keys)
+    loops = jax.jit(on_devices(jax.vmap(partial(start, config)), in_specs=spec))(keys[:, 0])
     program = jax.jit(on_devices(jax.vmap(go_on), in_specs=spec), donate_argnums=0)
-    go_on_all = program.lower(loops, Part(keys, jnp.zeros_like(seeds)), seeds).compile()
+    go_on_all = program.lower(loops, Part(keys[:, 1:], jnp.zeros_like(seeds)), seeds).compile()
     loops, figures = restore(config, loops)
     progress.resume(figures["success_rate"])
     compile_seconds = time.perf_counter() - began
     saved = time.monotonic()
     while (done := len(figures["loss"][0])) < evaluations:
         began = time.perf_counter()
-        loops, metrics = jax.block_until_ready(go_on_all(loops, Part(keys, jnp.full_like(seeds, done)), seeds))
+        loops, metrics = jax.block_until_ready(go_on_all(loops, Part(keys[:, 1:], jnp.full_like(seeds, done)), seeds))
         jax.effects_barrier()
         figures["seconds"] += time.perf_counter() - began
         for name, values in metrics._asdict().items():

@@ -1,0 +1,213 @@
+"""Checkpoints: what is saved at any moment goes on bit for bit, survives a kill, and is refused where it does not fit."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import herjax
+import saver
+from herjax import checkpoints
+
+CAPACITY = 64
+MOMENTS = {"empty": 0, "first episode": 2, "episode just ended": 4, "filling up": 31, "exactly full": 64, "wrapped": 203}
+
+
+def assert_same(first: object, second: object) -> None:
+    """Same structure, static parts included, and the same bits."""
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"priority_exponent": None, "strategy": "random"},
+        {"relabel": "sample", "strategy": "episode", "num_envs": 2},
+    ],
+    ids=["prioritised", "uniform", "late goals"],
+)
+def test_a_restored_state_goes_on_bit_for_bit(options: dict[str, object], moment: str, tmp_path: Path) -> None:
+    """Saved before any step, in mid-episode, exactly full or wrapped, a state and what follows from it are the same."""
+    whole = saver.start(**options)
+    for number in range(MOMENTS[moment]):
+        whole = saver.step(whole, jnp.int32(number))
+    if moment == "exactly full":
+        assert int(herjax.size(whole)) == CAPACITY
+    checkpoints.save(tmp_path / "state", whole, notes={"number": MOMENTS[moment]})
+    restored, notes = checkpoints.restore(tmp_path / "state", saver.start(**options))
+    herjax.check(restored)
+    assert_same(restored, whole)
+    for number in range(notes["number"], notes["number"] + 30):
+        whole, restored = (saver.step(state, jnp.int32(number)) for state in (whole, restored))
+    assert_same(restored, whole)
+
+
+def test_a_training_loop_is_saved_whole(tmp_path: Path) -> None:
+    """Parameters, optimiser, typed keys and vmapped buffers come back together, and the newest save is the one restored."""
+    params = {"w": jnp.arange(3.0)}
+    buffers = jax.vmap(lambda number: saver.step(saver.start(), number))(jnp.arange(3, dtype=jnp.int32))
+    loop = {"agent": (params, optax.adam(1e-3).init(params)), "buffers": buffers, "key": jax.random.key(7)}
+    nothing = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros_like(leaf), loop)
+    assert checkpoints.restore(tmp_path, nothing) is None
+    checkpoints.save(tmp_path, nothing)
+    checkpoints.save(tmp_path, loop, settings={"lr": 1e-3}, notes={"curve": [0.5, 1.0]})
+    restored, notes = checkpoints.restore(tmp_path, nothing, settings={"lr": 1e-3})
+    key, saved_key = (jax.random.key_data(tree.pop("key")) for tree in (restored, loop))
+    assert_same(key, saved_key)
+    assert_same(restored, loop)
+    assert notes == {"curve": [0.5, 1.0]}
+    assert len(list(tmp_path.glob("state-*"))) == 1, "older states are deleted"
+
+
+def other_reward(number: jax.Array, goal: jax.Array) -> jax.Array:
+    """A reward of the same shape and another meaning."""
+    return number - goal
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        ({"capacity": 65}, ("capacity 64", "capacity 65")),
+        ({"max_episode_length": 6}, ("max_episode_length 5", "max_episode_length 6")),
+        ({"num_goals": 3}, ("num_goals 4", "num_goals 3")),
+        ({"strategy": "episode"}, ("strategy Future()", "strategy Episode()")),
+        ({"strategy": herjax.geometric(0.9)}, ("strategy Future()", "strategy geometric(discount=0.9)")),
+        ({"relabel": "sample"}, ("relabel episode_end", "relabel sample")),
+        ({"priority_exponent": 0.7}, ("priority_exponent 0.6", "priority_exponent 0.7")),
+        ({"priority_exponent": None}, ("priority_exponent 0.6", "priority_exponent None")),
+        ({"priority_epsilon": 0.0}, ("priority_epsilon 1e-06", "priority_epsilon 0.0")),
+        ({"num_envs": 1}, ("num_envs None", "num_envs 1")),
+        ({"reward_fn": other_reward}, ("reward_fn reward", "reward_fn other_reward")),
+        ({"terminated_fn": lambda *_: jnp.bool_(False)}, ("terminated_fn None", "<lambda>")),
+        ({"transition": jnp.int16(0)}, ("transition int32[]", "transition int16[]")),
+    ],
+)
+def test_another_configuration_is_refused(options: dict[str, object], values: tuple[str, str], tmp_path: Path) -> None:
+    """Where any setting differs, though every array has the same shape, both values are named; what is saved stays."""
+    buffer = saver.step(saver.start(), jnp.int32(3))
+    checkpoints.save(tmp_path, buffer)
+    defaults = {"capacity": CAPACITY, "max_episode_length": 5, "priority_exponent": 0.6, "reward_fn": saver.reward}
+    given = {"transition": jnp.int32(0), "goal_fn": saver.achieved, **defaults, **options}
+    other = herjax.init(given.pop("transition"), **given)
+    with pytest.raises(ValueError, match="give what it was saved with, or another folder") as error:
+        checkpoints.restore(tmp_path, other)
+    assert all(value in str(error.value) for value in values)
+    assert_same(checkpoints.restore(tmp_path, saver.start()).tree, buffer)
+
+
+def test_other_settings_of_the_caller_and_other_arrays_are_refused(tmp_path: Path) -> None:
+    """A learning rate, or the width of a network, that is not the saved one is refused, with both values."""
+    checkpoints.save(tmp_path, {"w": jnp.zeros((2, 3))}, settings={"lr": 0.1, "hidden": (64, 64)})
+    for width, settings, message in (
+        (3, {"lr": 0.2, "hidden": (64, 64)}, r"lr 0\.1, and lr 0\.2 is asked for"),
+        (3, {"hidden": (64, 64)}, r"lr 0\.1, and lr absent is asked for"),
+        (4, {"lr": 0.1, "hidden": (64, 64)}, r"w float32\[2, 3\], and w float32\[2, 4\] is asked for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            checkpoints.restore(tmp_path, {"w": jnp.zeros((2, width))}, settings=settings)
+    assert checkpoints.restore(tmp_path, {"w": jnp.ones((2, 3))}, settings={"lr": 0.1, "hidden": (64, 64)}) is not None
+
+
+def truncated(data: bytes) -> bytes:
+    """Half of it."""
+    return data[: len(data) // 2]
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit of it changed."""
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    """Each file, cut in half, changed by a bit, or gone, is refused by name, with what it is and what was written."""
+    buffer = saver.step(saver.start(), jnp.int32(3))
+    checkpoints.save(tmp_path, buffer)
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "saved.json"]
+    assert len(files) > 5
+    for file in files:
+        data = file.read_bytes()
+        for damage in (truncated, flipped):
+            file.write_bytes(damage(data))
+            with pytest.raises(
+                ValueError, match=f"{file.name} is {len(damage(data))} bytes .* but {len(data)} bytes .* written"
+            ):
+                checkpoints.restore(tmp_path, saver.start())
+        file.unlink()
+        with pytest.raises(ValueError, match=f"{file.name} is missing, but {len(data)} bytes"):
+            checkpoints.restore(tmp_path, saver.start())
+        file.write_bytes(data)
+    record = (tmp_path / "saved.json").read_text()
+    (tmp_path / "saved.json").write_text(record[: len(record) // 2])
+    for call in (partial(checkpoints.restore, tmp_path), partial(checkpoints.save, tmp_path)):
+        with pytest.raises(ValueError, match=r"saved\.json is no JSON .* it is damaged"):
+            call(saver.start())
+    (tmp_path / "saved.json").write_text(record)
+    assert_same(checkpoints.restore(tmp_path, saver.start()).tree, buffer)
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among several processes there is no one who may say that all have saved: orbax's own manager is named instead."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    call: Callable[..., object]
+    for call in (checkpoints.save, checkpoints.restore):
+        with pytest.raises(RuntimeError, match="2 processes, and checkpoints knows one; use orbax's CheckpointManager"):
+            call(tmp_path, saver.start())
+
+
+def killed_again_and_again(folder: Path, kills: int) -> dict[str, int]:
+    """Runs `saver.py` and kills it, `kills` times; asserts that nothing is lost that it had said was saved."""
+    expected, state = [saver.digest(saver.start())], saver.start()
+    rng = random.Random(0)
+    acknowledged, counts = 0, {"kills": 0, "while saving": 0, "saves": 0}
+    for _ in range(kills + 1):
+        process = subprocess.Popen([sys.executable, saver.__file__, str(folder)], stdout=subprocess.PIPE, text=True)
+        word, number, digest = process.stdout.readline().split()
+        assert word == "restored"
+        assert int(number) in (acknowledged, acknowledged + 1), "the last one may have been saved, and not yet said so"
+        while len(expected) <= int(number):
+            state = saver.step(state, jnp.int32(len(expected) - 1))
+            expected.append(saver.digest(state))
+        assert digest == expected[int(number)], "bit for bit what it would have been without any kill"
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        lines = [line.split() for line in process.communicate()[0].splitlines() if line.startswith("saved ")]
+        acknowledged = int(lines[-1][1]) if lines else int(number)
+        counts["kills"] += 1
+        counts["saves"] += len(lines)
+        leftovers = [path for path in folder.glob("*") if path.name not in ("saved.json", newest(folder))]
+        counts["while saving"] += bool(leftovers)
+    return counts
+
+
+def newest(folder: Path) -> str:
+    """The name of the state saved last."""
+    record = folder / "saved.json"
+    return json.loads(record.read_text())["name"] if record.exists() else ""
+
+
+def test_a_kill_loses_nothing(tmp_path: Path) -> None:
+    """Killed three times at random moments, a loop that saves every step goes on from the last that it said was saved."""
+    counts = killed_again_and_again(tmp_path, 3)
+    assert counts["saves"] > 0
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_lose_nothing(tmp_path: Path) -> None:
+    """The same for a hundred kills, most of them in the midst of saving."""
+    counts = killed_again_and_again(tmp_path, 100)
+    print(counts)
+    assert counts["kills"] >= 100
+    assert counts["while saving"] >= 50
