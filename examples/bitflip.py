@@ -277,7 +277,8 @@ def evaluate(config: Config, params: optax.Params, keys: jax.Array) -> jax.Array
     """The share of greedy episodes that reach their goal, float32 []; takes a key for each episode and one for all steps."""
     env, env_params = make_env(config)
     network = make_network(config)
-    observation, state = jax.vmap(env.reset_env, (0, None))(keys[1:], env_params)
+    key_step, keys_reset = keys[0], keys[1:]
+    observation, state = jax.vmap(env.reset_env, (0, None))(keys_reset, env_params)
 
     def unfinished(carry: tuple[Any, Any, jax.Array]) -> jax.Array:
         _, state, success = carry
@@ -286,7 +287,7 @@ def evaluate(config: Config, params: optax.Params, keys: jax.Array) -> jax.Array
     def step(carry: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
         observation, state, success = carry
         action = jnp.argmax(network.apply(params, observation["observation"], observation["desired_goal"]), axis=-1)
-        observation, state, _, ended, _ = jax.vmap(env.step_env, (None, 0, 0, None))(keys[0], state, action, env_params)
+        observation, state, _, ended, _ = jax.vmap(env.step_env, (None, 0, 0, None))(key_step, state, action, env_params)
         return observation, state, success | ended
 
     success = jnp.zeros(config.eval_episodes, bool)
