@@ -1,0 +1,356 @@
+"""Plants semantic bugs in a copy of herjax, one by one, and tells which test fell: `python tests/planted_bugs.py`.
+
+Each is one that a replay buffer could have for years: it raises nothing, and learning is only a little worse.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bug:
+    """A change of one place in one file of herjax, and the test files that should notice, the likeliest first."""
+
+    claim: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+RELABELLING = ("test_relabel", "test_num_envs", "test_buffer")
+STORAGE = ("test_buffer", "test_num_envs")
+ENVIRONMENTS = ("test_num_envs",)
+PRIORITIES = ("test_priorities", "test_sum_tree")
+
+BUGS = (
+    Bug(
+        "future goals come from the past too",
+        "relabel.py",
+        "return step + _below(length - step, quantile)",
+        "return _below(length, quantile)",
+        RELABELLING,
+    ),
+    Bug(
+        "future never takes the step's own achieved goal",
+        "relabel.py",
+        "return step + _below(length - step, quantile)",
+        "return jnp.minimum(step + 1, length - 1) + _below(jnp.maximum(length - step - 1, 1), quantile)",
+        RELABELLING,
+    ),
+    Bug(
+        "final takes the second-to-last step",
+        "relabel.py",
+        "del quantile, step\n        return length - 1",
+        "del quantile, step\n        return jnp.maximum(length - 2, 0)",
+        RELABELLING,
+    ),
+    Bug(
+        "geometric is not truncated but heaped on the last step",
+        "relabel.py",
+        "mass = -jnp.expm1(rate * remaining.astype(jnp.float32))",
+        "mass = jnp.float32(1)",
+        RELABELLING,
+    ),
+    Bug(
+        "all goals of a step are the same",
+        "relabel.py",
+        "jax.random.uniform(key, (math.prod(shape),), jnp.float32).reshape(shape)",
+        "jnp.broadcast_to(jax.random.uniform(key, (shape[0], 1), jnp.float32), shape)",
+        RELABELLING,
+    ),
+    Bug(
+        "rewards are those of the goal that was achieved, not of the goal drawn",
+        "hindsight.py",
+        "config.reward_fn(transition, goal)",
+        "config.reward_fn(transition, config.goal_fn(transition))",
+        RELABELLING,
+    ),
+    Bug(
+        "termination is not relabelled",
+        "hindsight.py",
+        "config.terminated_fn(transition, goal)",
+        "config.terminated_fn(transition, config.goal_fn(transition))",
+        RELABELLING,
+    ),
+    Bug(
+        "goals come from the step after, across the end of the episode",
+        "hindsight.py",
+        "place = visits.first[:, None] + drawn",
+        "place = visits.first[:, None] + drawn + 1",
+        RELABELLING,
+    ),
+    Bug(
+        "random draws from the environment of the step alone",
+        "hindsight.py",
+        "sources = held_row(state, number)",
+        "sources = row_at(config, jnp.broadcast_to(visits.env[:, None], shape), number % state.held[visits.env][:, None])",
+        ("test_num_envs", "test_relabel"),
+    ),
+    Bug(
+        "each turn of relabelling repeats the draws of the first",
+        "buffer.py",
+        "jax.random.fold_in(key, turn)",
+        "jax.random.fold_in(key, 0)",
+        ENVIRONMENTS,
+    ),
+    Bug(
+        "every environment is given the goal that the first pursued",
+        "buffer.py",
+        "words[env][:, None]",
+        "words[jnp.zeros_like(env)][:, None]",
+        ENVIRONMENTS,
+    ),
+    Bug(
+        "the goal pursued counts as a hindsight goal",
+        "buffer.py",
+        "is_hindsight, copies = indices > rows * config.num_copies",
+        "is_hindsight, copies = indices >= rows * config.num_copies",
+        STORAGE,
+    ),
+    Bug(
+        "late goals: hindsight with probability 1 / (k + 1) and not k / (k + 1)",
+        "buffer.py",
+        "jax.random.randint(key_own, rows.shape, 0, config.num_goals + 1) > 0",
+        "jax.random.randint(key_own, rows.shape, 0, config.num_goals + 1) == 0",
+        ENVIRONMENTS,
+    ),
+    Bug(
+        "steps of the running episode are sampled",
+        "buffer.py",
+        "drawn = scale(bits, (size(state) * num_copies).astype(jnp.uint32))",
+        "drawn = scale(bits, ((size(state) + state.pending[-1]) * num_copies).astype(jnp.uint32))",
+        STORAGE,
+    ),
+    Bug(
+        "an episode may be one step longer than its greatest length",
+        "buffer.py",
+        "fits = state.pending < config.max_episode_length",
+        "fits = state.pending <= config.max_episode_length",
+        STORAGE,
+    ),
+    Bug(
+        "episodes end whether done or not",
+        "buffer.py",
+        "lengths = jnp.where(_check_done(config, done), state.pending, 0)",
+        "lengths = jnp.where(_check_done(config, done) | True, state.pending, 0)",
+        STORAGE,
+    ),
+    Bug(
+        "what has made room keeps its priority",
+        "buffer.py",
+        "    if state.tree is not None:\n        chunk = ",
+        "    if state.tree is None:\n        chunk = ",
+        ("test_buffer", "test_num_envs", "test_priorities"),
+    ),
+    Bug(
+        "late goals that look back come from steps that have made room",
+        "config.py",
+        "return self.relabels_when_sampled and self.num_goals > 0 and backward",
+        "return False and backward",
+        ENVIRONMENTS,
+    ),
+    Bug(
+        "a whole episode makes room long before it must",
+        "buffer.py",
+        "jnp.where(full & ~spared, oldest, 0)",
+        "jnp.where(full, oldest, 0)",
+        ENVIRONMENTS,
+    ),
+    Bug(
+        "the next episode takes the slot of the last",
+        "episodes.py",
+        "jnp.where(ending, _beside(config, slots.running, 1), slots.running)",
+        "slots.running",
+        ENVIRONMENTS,
+    ),
+    Bug(
+        "late goals: a step is taken for the one after it",
+        "episodes.py",
+        "around(config, place - first), length",
+        "jnp.minimum(around(config, place - first) + 1, length - 1), length",
+        ENVIRONMENTS,
+    ),
+    Bug(
+        "the oldest transition held counts as gone",
+        "state.py",
+        "(age(state, env, place) <= state.held[env])",
+        "(age(state, env, place) < state.held[env])",
+        ("test_priorities", "test_num_envs"),
+    ),
+    Bug(
+        "all environments hold as much as the first",
+        "state.py",
+        "(age(state, env, place) <= state.held[env])",
+        "(age(state, env, place) <= state.held[0])",
+        ENVIRONMENTS,
+    ),
+    Bug(
+        "counters pass 2^31 and turn negative",
+        "state.py",
+        "return counter + jnp.minimum(increment.astype(jnp.int32), INT32_MAX - counter)",
+        "return counter + increment.astype(jnp.int32)",
+        ("test_long_runs",),
+    ),
+    Bug(
+        "NaN and infinite priorities are accepted",
+        "prioritized.py",
+        "valid = jnp.isfinite(priorities) & (priorities >= 0)",
+        "valid = ~(priorities < 0)",
+        PRIORITIES,
+    ),
+    Bug(
+        "indices that hold nothing are accepted",
+        "prioritized.py",
+        "held = (indices >= 0) & is_held(",
+        "held = (indices >= 0) | is_held(",
+        PRIORITIES,
+    ),
+    Bug(
+        "of an index that comes twice the first priority wins",
+        "prioritized.py",
+        "jnp.where(targets == jnp.append(targets[1:], -1), INT32_MAX, targets)",
+        "jnp.where(targets == jnp.append(-1, targets[:-1]), INT32_MAX, targets)",
+        PRIORITIES,
+    ),
+    Bug(
+        "new copies enter with priority 1 for ever",
+        "prioritized.py",
+        "_set_rows(state, rows, valid, _stored(state.config, state.max_priority))",
+        "_set_rows(state, rows, valid, _stored(state.config, jnp.ones_like(state.max_priority)))",
+        PRIORITIES,
+    ),
+    Bug(
+        "the largest priority so far falls again",
+        "prioritized.py",
+        "max_priority = jnp.maximum(state.max_priority, jnp.max(jnp.where(accepted, priorities, 0)))",
+        "max_priority = jnp.max(jnp.where(accepted, priorities, 0))",
+        PRIORITIES,
+    ),
+    Bug(
+        "the exponent is applied before epsilon is added",
+        "prioritized.py",
+        "powers = (priorities + config.priority_epsilon) ** (config.priority_exponent or 0.0)",
+        "powers = priorities ** (config.priority_exponent or 0.0) + config.priority_epsilon",
+        PRIORITIES,
+    ),
+    Bug(
+        "importance weights make frequent samples heavier",
+        "prioritized.py",
+        "scaled ** -jnp.asarray(beta, jnp.float32)",
+        "scaled ** jnp.asarray(beta, jnp.float32)",
+        PRIORITIES,
+    ),
+    Bug(
+        "draws are proportional but not stratified",
+        "prioritized.py",
+        "target = jnp.arange(batch_size, dtype=jnp.float32) + coarse.astype(jnp.float32) * 2.0**-coarse_bits",
+        "target = batch_size * (coarse.astype(jnp.float32) * 2.0**-coarse_bits)",
+        PRIORITIES,
+    ),
+    Bug(
+        "the last copy of a row leaves its parents' sums as they were",
+        "sum_tree.py",
+        "sorted({*range(0, width, FANOUT**height), width - 1})",
+        "sorted({*range(0, width, FANOUT**height)})",
+        ("test_sum_tree", "test_priorities"),
+    ),
+    Bug(
+        "a leaf of 0 is found at the edge of the one before it",
+        "sum_tree.py",
+        "go_right = (rest >= 0) & (right > 0)",
+        "go_right = rest >= 0",
+        ("test_sum_tree", "test_priorities"),
+    ),
+    Bug(
+        "a checkpoint of another configuration is restored",
+        "checkpoints.py",
+        "        if old != new:",
+        "        if False:",
+        ("test_checkpoints",),
+    ),
+    Bug(
+        "a checkpoint is said to be saved before it is",
+        "checkpoints.py",
+        "    with ocp.StandardCheckpointer() as checkpointer:  # Has",
+        "    early = {'name': name, 'settings': describe(tree), 'files': {}, 'notes': notes}\n"
+        "    replace_file(folder / _RECORD, json.dumps(early))\n"
+        "    with ocp.StandardCheckpointer() as checkpointer:  # Has",
+        ("test_checkpoints",),
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Plants bugs, one by one, and tells which test fell."""
+
+    only: str = ""
+    """Plant those whose claim holds this text."""
+    tests: tuple[str, ...] = ()
+    """Test files to run, such as test_machine, instead of each bug's own."""
+    jobs: int = 1
+    """Bugs tried side by side."""
+    json: Path | None = None
+    """File for the results; none by default."""
+
+
+def planted(bug: Bug, folder: Path) -> Path:
+    """Copies the project there, with the bug in it; returns the copy."""
+    copy = folder / "project"
+    for name in ("herjax", "tests", "examples"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    file = copy / "herjax" / bug.file
+    text = file.read_text()
+    if text.count(bug.old) != 1:
+        raise ValueError(
+            f"{bug.file} has {text.count(bug.old)} places for {bug.claim!r}, expected 1; bring the table up to date."
+        )
+    file.write_text(text.replace(bug.old, bug.new))
+    return copy
+
+
+def fallen_test(bug: Bug, tests: Sequence[str]) -> str | None:
+    """The first test that falls with the bug planted; None where all pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = planted(bug, Path(folder))
+        for name in tests:
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=no_shrink"]
+            done = subprocess.run([*command, f"tests/{name}.py"], cwd=copy, capture_output=True, text=True, check=False)
+            if done.returncode == 1 and (failed := re.search(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)):
+                return failed[1]
+            if done.returncode != 0:
+                raise RuntimeError(f"{bug.claim!r}: the tests did not run\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return None
+
+
+def main(settings: Settings) -> int:
+    """Prints a table of bugs and the tests that fell; the number of bugs that no test noticed."""
+    bugs = [bug for bug in BUGS if settings.only in bug.claim]
+    rows = []
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        for bug, fallen in zip(bugs, pool.map(lambda bug: fallen_test(bug, settings.tests or bug.tests), bugs), strict=True):
+            rows.append({"file": bug.file, "bug": bug.claim, "fell": fallen})
+            print(f"{len(rows):>3}  {bug.file:<15} {bug.claim:<75} {fallen or 'NO TEST FELL'}", flush=True)
+    if settings.json is not None:
+        settings.json.write_text(json.dumps(rows, indent=1))
+    missed = sum(row["fell"] is None for row in rows)
+    print(f"{len(rows)} bugs planted, {len(rows) - missed} noticed")
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(tyro.cli(Settings)), 1))
