@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import herjax
+import saver
 
 CAPACITY = 50_000
 STEPS = 64
@@ -108,6 +109,38 @@ def test_eager_jitted_scanned_and_vmapped_agree(
     for lane, alone in enumerate(scanned):
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=lane: leaf[i, 0], nested), alone, rtol=1e-6)
     assert not np.array_equal(scanned[0].batches.indices, scanned[1].batches.indices), "other keys, other batches"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"strategy": "random"}, {"priority_exponent": None}, {"relabel": "sample", "strategy": "episode", "num_envs": 2}],
+    ids=str,
+)
+def test_a_vmapped_buffer_is_the_buffer_alone_bit_for_bit(options: dict[str, object], key: jax.Array) -> None:
+    """Over 300 steps, episodes ending at other times in each lane: all batches and all arrays of the state, unused rows too."""
+    start = saver.start(**options)
+    axis = () if start.config.num_envs is None else (2,)
+
+    def step(buffer: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, herjax.Sample]:
+        key_number, key_goals, key_done, key_sample = jax.random.split(key, 4)
+        number = jax.random.randint(key_number, axis, 0, 1000)
+        done = jax.random.bernoulli(key_done, 0.3, axis)
+        buffer = herjax.end_episode(herjax.add(buffer, number), -1 - number, key_goals, done)
+        batch = herjax.sample(buffer, key_sample, 16)
+        if buffer.tree is not None:
+            priorities = jnp.abs(batch.reward).astype(jnp.float32) * batch.weights
+            buffer = herjax.update_priorities(buffer, batch.indices, priorities)
+        return buffer, batch
+
+    def run(key: jax.Array) -> tuple[herjax.BufferState, herjax.Sample]:
+        return jax.lax.scan(step, start, jax.random.split(key, 300))
+
+    keys = jax.random.split(key, 3)
+    together = jax.jit(jax.vmap(run))(keys)
+    run_alone = jax.jit(run)
+    for lane, lane_key in enumerate(keys):
+        alone = run_alone(lane_key)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda leaf, i=lane: leaf[i], together), alone)
 
 
 def test_each_function_is_traced_once(key: jax.Array) -> None:
