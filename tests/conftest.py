@@ -4,9 +4,13 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+from hypothesis import Phase, settings
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# `--hypothesis-profile=no_shrink`: a failure is reported as found, for those who only want to know that there is one.
+settings.register_profile("no_shrink", phases=[Phase.explicit, Phase.generate])
 
 
 @pytest.fixture

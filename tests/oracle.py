@@ -85,6 +85,8 @@ class Oracle:
                 return frozenset(steps[steps.index(transition) :])
             case "episode":
                 return frozenset(steps)
+            case "past":
+                return frozenset(steps[: steps.index(transition) + 1])
             case "random":
                 return self.sources[e]
         raise ValueError(strategy)

@@ -59,7 +59,7 @@ def test_ten_million_adds_leave_no_trace(relabel: str) -> None:
 
     def step(state: herjax.BufferState, number: jax.Array) -> tuple[herjax.BufferState, None]:
         key_end, key_sample = jax.random.split(jax.random.fold_in(jax.random.key(0), number))
-        state = herjax.end_episode(herjax.add(state, number), -1 - number, key_end, number % 5 == 0)
+        state = herjax.end_episode(herjax.add(state, number), -1 - number, key_end, number % 5 == 4)
         batch = herjax.sample(state, key_sample, 4)
         return herjax.update_priorities(state, batch.indices, jnp.abs(batch.weights)), None
 
@@ -81,7 +81,7 @@ def test_ten_million_adds_leave_no_trace(relabel: str) -> None:
     functions = (herjax.add, herjax.end_episode, herjax.sample, herjax.update_priorities)
     compiled = None
     for number in range(10_000):
-        state = herjax.end_episode(herjax.add(state, jnp.int32(number)), jnp.int32(-1), jax.random.key(number), number % 5 == 0)
+        state = herjax.end_episode(herjax.add(state, jnp.int32(number)), jnp.int32(-1), jax.random.key(number), number % 5 == 4)
         batch = herjax.sample(state, jax.random.key(number), 4)
         state = herjax.update_priorities(state, batch.indices, jnp.abs(batch.weights))
         now = [function._cache_size() for function in functions]
