@@ -1,0 +1,691 @@
+"""Random calls of every public function, in any order, against lists of episodes and a dictionary of priorities.
+
+Transition `number` achieves a goal that names it, and pursued goals are below 0, so that a drawn copy names its transition and
+its goal's source. Of n environments, environment e's transitions have the numbers e, e + n, e + 2 n, ... `pytest -s` prints
+what was played.
+"""
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+import herjax
+from oracle import Episode, Oracle
+from test_relabel import name_of, past
+
+CALLS_BETWEEN_LOOKS = 5
+LONGEST = 5  # Of all configurations' `max_episode_length`.
+INT32 = np.iinfo(np.int32)
+
+
+def achieved(number: jax.Array) -> jax.Array:
+    return number
+
+
+def reward(number: jax.Array, goal: jax.Array) -> jax.Array:
+    return 1000 * number + goal
+
+
+def reached(number: jax.Array, goal: jax.Array) -> jax.Array:
+    return number == goal
+
+
+def around(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+    """A custom strategy that often names a step outside the episode, to be clipped into it."""
+    return step + jax.random.randint(key, (), -length, length + 1)
+
+
+GEOMETRIC = herjax.geometric(0.7)
+STRATEGIES = ("future", "episode", "final", "random", GEOMETRIC, past)
+# The strategy of tests/oracle.py with the same goal sources.
+SOURCES = {GEOMETRIC: "future", past: "past", around: "episode"}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What `init` is given; `share` is the capacity of each environment."""
+
+    strategy: str | Callable[..., jax.Array]
+    num_envs: int | None
+    relabel: str
+    priority_exponent: float | None
+    num_goals: int
+    share: int
+    max_episode_length: int
+    priority_epsilon: float = 1e-6
+
+    def __str__(self) -> str:
+        """An id."""
+        envs, exponent = self.num_envs, self.priority_exponent
+        return f"{self.relabel}-{self.name}-k{self.num_goals}-{envs}envs-{self.share}of{self.max_episode_length}-{exponent}"
+
+    @property
+    def name(self) -> str:
+        """The strategy's name."""
+        return "geometric" if self.strategy is GEOMETRIC else name_of(self.strategy)
+
+    @property
+    def lanes(self) -> int:
+        """How many environments there are, with or without an axis."""
+        return self.num_envs or 1
+
+    @property
+    def sources(self) -> str:
+        """The name that the oracle has for a strategy of these goal sources."""
+        return self.strategy if isinstance(self.strategy, str) else SOURCES[self.strategy]
+
+    @property
+    def goals_late(self) -> bool:
+        """Whether goals are drawn when a transition is sampled."""
+        return self.relabel == "sample"
+
+    @property
+    def hindsight_goals(self) -> int:
+        """Hindsight goals for each transition."""
+        return min(self.num_goals, 1) if self.strategy == "final" else self.num_goals
+
+    @property
+    def copies(self) -> int:
+        """Indices for each transition."""
+        return 1 if self.goals_late else 1 + self.hindsight_goals
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a late goal may come from an earlier step, so that whole episodes make room."""
+        return self.goals_late and (self.strategy == "episode" or self.strategy in (past, around))
+
+    @property
+    def batch_size(self) -> int:
+        """Draws that reach every copy: 2 for each are enough if stratified, else a miss has a chance below 1e-9.
+
+        Also above every index, as is asserted.
+        """
+        return 4096 if self.priority_exponent is None else 512
+
+
+@cache
+def start(configuration: Configuration) -> herjax.BufferState:
+    """An empty buffer, made once: the functions that it is passed to are then compiled once."""
+    c = configuration
+    return herjax.init(
+        jnp.int32(0),
+        capacity=c.share * c.lanes,
+        max_episode_length=c.max_episode_length,
+        goal_fn=achieved,
+        reward_fn=reward,
+        terminated_fn=reached,
+        strategy=c.strategy,
+        num_goals=c.num_goals,
+        relabel=c.relabel,
+        priority_exponent=c.priority_exponent,
+        priority_epsilon=c.priority_epsilon,
+        num_envs=c.num_envs,
+    )
+
+
+def pairwise() -> list[Configuration]:
+    """Every two values of any two options meet: strategy s and environments j do, and the rest are sums of s and j."""
+    options = []
+    for (s, strategy), (j, num_envs) in itertools.product(enumerate(STRATEGIES), enumerate((None, 2, 3))):
+        relabel = ("episode_end", "sample")[(s // 3 + j) % 2]
+        exponent = (None, 0.6, 1.0)[(s + j) % 3]
+        num_goals = (2, 0, 1)[(s + 2 * j) % 3]
+        longest = (5, 3, 4)[j]
+        share = longest if (s + j) % 2 else (8, 7, 6)[j]
+        epsilon = 0.0 if strategy == "episode" else 1e-6
+        options.append(Configuration(strategy, num_envs, relabel, exponent, num_goals, share, longest, epsilon))
+    return options
+
+
+def wider() -> list[Configuration]:
+    """Each strategy and setting with options drawn from wider ranges, the same in every run."""
+    rng = np.random.default_rng(0)
+    options = []
+    for strategy, relabel, _ in itertools.product((*STRATEGIES, around), ("episode_end", "sample"), range(3)):
+        longest = int(rng.integers(1, LONGEST + 1))
+        options.append(
+            Configuration(
+                strategy,
+                (None, 1, 2, 3)[rng.integers(4)],
+                relabel,
+                (None, 0.6, 1.0)[rng.integers(3)],
+                int(rng.integers(3)),
+                int(rng.choice([longest, longest + 1, 2 * longest, 13])),
+                longest,
+                (1e-6, 0.0, 0.25)[rng.integers(3)],
+            )
+        )
+    return options
+
+
+# What was played.
+
+
+@dataclass
+class Coverage:
+    """Counts of what one run of all machines played."""
+
+    pool: tuple[Configuration, ...]
+    played: set[Configuration] = field(default_factory=set)
+    calls: Counter[str] = field(default_factory=Counter)
+    looks: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    """Pairs of an index and a priority that were to be rejected, and other extremes of an update."""
+    lengths: Counter[tuple[Configuration, int]] = field(default_factory=Counter)
+    """Episodes by how many transitions they were given, 1 more than the greatest length standing for all that are longer."""
+    ends: Counter[tuple[Configuration, int]] = field(default_factory=Counter)
+    """Episodes by how many transitions their environment then had finished, modulo its share: where in a ring they end."""
+    wraps: Counter[tuple[Configuration, int]] = field(default_factory=Counter)
+    """Those that go on at a ring's beginning, by where they begin."""
+    full: Counter[Configuration] = field(default_factory=Counter)
+    """Calls after which the capacity was used up exactly."""
+    crowded: Counter[Configuration] = field(default_factory=Counter)
+    """Ends after which an environment's share was used up by episodes of one step each, as many as can be."""
+    goals: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Hindsight goals by strategy and where they came from, for which step of how long an episode."""
+    unlike: Counter[Configuration] = field(default_factory=Counter)
+    """Transitions seen with hindsight goals that differ."""
+
+    def end_episode(self, configuration: Configuration, oracle: Oracle, dropped: int) -> None:
+        """Count the end of an environment's last episode, which lost `dropped` transitions."""
+        share, length = configuration.share, len(oracle.episodes[-1].transitions)
+        begin = (len(oracle.finished) - length) % share
+        self.lengths[configuration, length + min(dropped, 1)] += 1
+        self.ends[configuration, (begin + length) % share] += 1
+        if begin + length > share:
+            self.wraps[configuration, begin] += 1
+        newest = oracle.episodes[-share:]
+        self.crowded[configuration] += sum(len(episode.transitions) == 1 for episode in newest) == share
+
+    def least(self) -> dict[str, int]:
+        """How often the rarest item of each kind was seen, over all configurations."""
+        return {
+            "length": min(self.lengths[c, length] for c in self.pool for length in range(1, c.max_episode_length + 2)),
+            "ring offset of an end": min(self.ends[c, offset] for c in self.pool for offset in range(c.share)),
+            "ring offset of a wrap": min(
+                self.wraps[c, c.share - left] for c in self.pool for left in range(1, c.max_episode_length)
+            ),
+            "exactly full": min(self.full[c] for c in self.pool),
+            "full of single steps": min(self.crowded[c] for c in self.pool),
+            "goals unlike each other": min(self.unlike[c] for c in self.pool if c.copies > 2),
+            "place of a goal": min(self.goals[source] for source in self.places()),
+        }
+
+    def places(self) -> set[tuple[str, str]]:
+        """Where the goals of each strategy should come from."""
+        found = set()
+        for c in self.pool:
+            elsewhere = ["from another episode"] + ["from another environment"] * (c.lanes > 1)
+            if c.hindsight_goals and c.sources == "random":
+                found |= {(c.name, place) for place in elsewhere}
+            for length in range(1, c.max_episode_length + 1) if c.hindsight_goals else ():
+                oracle = Oracle(length, length, [Episode(-1, tuple(range(length)))], sources={0: frozenset(range(length))})
+                for step in range(length):
+                    sources = oracle.goal_sources(step, c.sources)
+                    found |= {(c.name, f"from {source} for {step} of {length}") for source in sources}
+        return found
+
+
+FAULTS = {"nan", "inf", "-inf", "negative", "negative index", "huge index", "holds nothing", "made room"}
+UPDATES = {"accepted", "both at once", "zero", "of an empty buffer", "all rejected", "last of duplicates rejected"}
+CALLS = {
+    "add",
+    "end_episode",
+    "end_episode not done",
+    "end_episode, nothing pending",
+    "sample",
+    "update_priorities",
+    "round_trip",
+}
+DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in (pairwise(), wider()))
+
+
+# The machine.
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is fixed for a transition when its episode ends."""
+
+    pursued: int
+    steps: tuple[int, ...]
+    """The transitions of its episode."""
+    sources: frozenset[int]
+    """The transitions whose achieved goals may be its hindsight goals, if these are drawn now."""
+    priority: float
+    """With which its copies entered."""
+
+    def place(self, number: int, goal: int, lanes: int) -> str:
+        """Where that goal of this transition, `number`, comes from."""
+        if goal in self.steps:
+            return f"from {self.steps.index(goal)} for {self.steps.index(number)} of {len(self.steps)}"
+        return "from another episode" if goal % lanes == number % lanes else "from another environment"
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What a buffer holds, as a batch that reaches all of it shows."""
+
+    transition: dict[int, int]
+    """By index."""
+    goal: dict[int, int]
+    """By index; empty where goals are drawn late."""
+
+
+class Machine(RuleBasedStateMachine):
+    """Calls on one buffer, and what it should then hold: an `Oracle` for each environment, and every copy's priority."""
+
+    configuration: ClassVar[Configuration]
+    coverage: ClassVar[Coverage]
+
+    def __init__(self) -> None:
+        super().__init__()
+        c = self.configuration
+        self.state = start(c)
+        self.oracles = [Oracle(c.share, c.max_episode_length) for _ in range(c.lanes)]
+        self.num_dropped_before = [0] * c.lanes  # The running episode.
+        self.steps = 0
+        self.finished: dict[int, Finished] = {}
+        self.largest = 1.0
+        self.priorities: dict[tuple[int, int], float] = {}  # Of updated copies, by transition and index.
+        self.num_rejected = 0
+        self.seen = Copies({}, {})
+        self.indices_seen: set[int] = set()
+        self.calls_since_look = 0
+        self.coverage.played.add(c)
+
+    # Rules.
+
+    @initialize(
+        episodes=st.sampled_from([0, 8, 24, 24]), singles=st.sampled_from([False, True, True]), draw=st.integers(0, 2**16)
+    )
+    def begin(self, episodes: int, draw: int, *, singles: bool) -> None:
+        """Some runs begin with an empty buffer, others with a past, and some with as many episodes as can be held."""
+        rng = np.random.default_rng(draw)
+        for count, bits, key in rng.integers((1, 0, 0), (LONGEST + 3, 24, 2**16), (episodes, 3)).tolist():
+            self.add(count)
+            self.end_episode(min(bits, 7), key, shared=False, look=False)
+        for key in range(self.configuration.share if singles else 0):
+            self.add(1)
+            self.end_episode(7, key, shared=True, look=False)
+
+    @rule(count=st.integers(1, LONGEST + 2))
+    def add(self, count: int) -> None:
+        """One transition of every environment, up to two more often than an episode is long."""
+        for _ in range(1 + (count - 1) % (self.configuration.max_episode_length + 2)):
+            numbers = self.next_numbers()
+            self.state = herjax.add(self.state, self.batched(numbers))
+            for oracle, number in zip(self.oracles, numbers, strict=True):
+                oracle.add(int(number))
+            self.made("add")
+
+    @rule(bits=st.one_of(st.just(7), st.integers(0, 7)), shared=st.booleans(), key=st.integers(0, 2**16), look=st.booleans())
+    def end_episode(self, bits: int, key: int, *, shared: bool, look: bool) -> None:
+        """Of any of the environments, or of all by one flag; what was ended may be looked at at once."""
+        done = (bits >> np.arange(self.configuration.lanes)) % 2 == 1
+        goals = -1 - self.next_numbers()
+        pending = [len(oracle.pending) for oracle in self.oracles]
+        ended = [e for e, count in enumerate(pending) if done[e] and count]
+        before = None if ended else self.draw(self.state, key)
+        flag = done[0] if self.configuration.num_envs is None or (shared and np.all(done == done[0])) else done
+        self.state = herjax.end_episode(self.state, self.batched(goals), jax.random.key(key), flag)
+        for e in ended:
+            oracle = self.oracles[e]
+            oracle.end_episode(int(goals[e]))
+            self.coverage.end_episode(self.configuration, oracle, oracle.num_dropped - self.num_dropped_before[e])
+            self.num_dropped_before[e] = oracle.num_dropped
+        self.remember(ended)
+        if before is not None:
+            jax.tree.map(np.testing.assert_array_equal, before, self.draw(self.state, key))
+        self.made("end_episode" if ended else "end_episode not done" if any(pending) else "end_episode, nothing pending")
+        if ended and look:
+            self.look(key)
+            for e in ended:
+                assert set(self.oracles[e].episodes[-1].transitions) <= set(self.seen.transition.values())
+
+    @rule(key=st.integers(0, 2**16), beta=st.sampled_from([0.4, 0.0, 1.0]))
+    def sample(self, key: int, beta: float) -> None:
+        """A batch from what is then looked at whole."""
+        self.made("sample")
+        self.look(key, beta)
+
+    @precondition(lambda self: self.configuration.priority_exponent is not None)
+    @rule(
+        draw=st.integers(0, 2**16),
+        distinct=st.sampled_from([1, 3, 512]),
+        exponent=st.integers(-5, 6),
+        faults=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    )
+    def update_priorities(self, draw: int, distinct: int, exponent: int, faults: float) -> None:
+        """Of some of what was drawn, up to a power of ten, each named often; of these pairs a share are faults."""
+        rng = np.random.default_rng(draw)
+        self.look(draw)
+        drawn = np.unique(self.draw(self.state, draw).indices)
+        if self.seen.transition and not any(self.stored().values()):
+            drawn = np.asarray(list(self.seen.transition))  # Where all priorities are 0, draws are unspecified.
+        size = self.configuration.batch_size
+        indices = rng.choice(rng.choice(drawn, min(distinct, len(drawn)), replace=False), size)
+        priorities = np.where(rng.random(size) < 0.05, 0, 10 ** rng.uniform(-6, exponent, size)).astype(np.float32)
+        where = np.flatnonzero(rng.random(size) < faults)
+        if self.seen.transition:
+            self.inject(rng, where, indices, priorities)
+            self.accept(indices.tolist(), priorities.tolist())
+        else:
+            # No fault whatever the priorities: a training loop makes this call before its first episode ends.
+            priorities[where] = np.nan
+            self.coverage.faults["of an empty buffer"] += 1
+        self.state = herjax.update_priorities(self.state, indices.astype(np.int32), priorities)
+        self.made("update_priorities")
+
+    @rule(key=st.integers(0, 2**16))
+    def round_trip(self, key: int) -> None:
+        """To the host and back, as a checkpoint goes; the same batch comes of it."""
+        leaves, treedef = jax.tree.flatten(jax.device_get(self.state))
+        restored = jax.tree.unflatten(treedef, [jnp.asarray(np.copy(leaf)) for leaf in leaves])
+        assert [jax.typeof(leaf) for leaf in jax.tree.leaves(restored)] == [
+            jax.typeof(leaf) for leaf in jax.tree.leaves(self.state)
+        ]
+        jax.tree.map(np.testing.assert_array_equal, self.draw(self.state, key), self.draw(restored, key))
+        self.state = restored
+        self.made("round_trip")
+
+    def teardown(self) -> None:
+        """A last look, unless something has been found already: it would be reported in its place."""
+        if sys.exc_info()[0] is None:
+            self.look(self.steps)
+
+    # The model.
+
+    def next_numbers(self) -> np.ndarray:
+        """The next number of each environment."""
+        lanes = self.configuration.lanes
+        self.steps += 1
+        return (self.steps * lanes + np.arange(lanes)).astype(np.int32)
+
+    def batched(self, numbers: np.ndarray) -> np.ndarray:
+        """With an axis of environments where there is one."""
+        return numbers[0] if self.configuration.num_envs is None else numbers
+
+    def remember(self, ended: Iterable[int]) -> None:
+        """Fix what is fixed when the episodes of these environments have ended, all in one call."""
+        c = self.configuration
+        anything = frozenset(number for oracle in self.oracles for number in oracle.held(self.num_held(oracle)))
+        for e in ended:
+            oracle = self.oracles[e]
+            episode = oracle.episodes[-1]
+            for number in episode.transitions:
+                sources = anything if c.sources == "random" else oracle.goal_sources(number, c.sources)
+                self.finished[number] = Finished(episode.goal, episode.transitions, sources, self.largest)
+
+    def num_held(self, oracle: Oracle) -> int:
+        """How many finished transitions an environment holds, where rows make room one by one."""
+        return min(len(oracle.finished), oracle.capacity - len(oracle.pending))
+
+    def inject(self, rng: np.random.Generator, where: np.ndarray, indices: np.ndarray, priorities: np.ndarray) -> None:
+        """Turn the pairs at these places into faults of all kinds, some twice: an index and a priority of no use."""
+        empty = np.setdiff1d(np.arange(len(indices)), list(self.seen.transition))
+        gone = np.intersect1d(empty, list(self.indices_seen))
+        kinds = sorted(FAULTS if len(gone) else FAULTS - {"made room"})
+        for at in [*where, *where[rng.random(len(where)) < 0.3]]:
+            kind = kinds[rng.integers(len(kinds))]
+            match kind:
+                case "nan" | "inf" | "-inf":
+                    priorities[at] = float(kind)
+                case "negative":
+                    priorities[at] = -(10 ** rng.uniform(-30, 30))
+                case "negative index":
+                    indices[at] = rng.choice([-1, -2, -len(indices), INT32.min])
+                case "huge index":
+                    indices[at] = rng.choice([len(indices), 10**6, INT32.max])
+                case "holds nothing":
+                    indices[at] = rng.choice(empty)
+                case "made room":
+                    indices[at] = rng.choice(gone)
+            self.coverage.faults[kind] += 1
+
+    def accept(self, indices: list[int], priorities: list[float]) -> None:
+        """Take every sound pair in turn, and count the rest."""
+        num_accepted, last_accepted = 0, {}
+        for index, priority in zip(indices, priorities, strict=True):
+            held = index in self.seen.transition
+            sound = np.isfinite(priority) and priority >= 0
+            last_accepted[index] = held and sound
+            self.coverage.faults["both at once"] += not held and not sound
+            if last_accepted[index]:
+                self.priorities[self.seen.transition[index], index] = priority
+                self.largest = max(self.largest, priority)
+                num_accepted += 1
+                self.coverage.faults["zero"] += priority == 0
+        self.num_rejected += len(indices) - num_accepted
+        self.coverage.faults["accepted"] += num_accepted
+        self.coverage.faults["all rejected"] += num_accepted == 0
+        rejected_last = {index for index in last_accepted if index in self.seen.transition and not last_accepted[index]}
+        self.coverage.faults["last of duplicates rejected"] += len(rejected_last)
+
+    def made(self, call: str) -> None:
+        """Count a call, and assert what is cheap to see after it."""
+        self.coverage.calls[call] += 1
+        size, c = int(herjax.size(self.state)), self.configuration
+        if not c.looks_back:
+            for oracle in self.oracles:
+                oracle.observe_size(self.num_held(oracle))
+            assert size == sum(self.num_held(oracle) for oracle in self.oracles)
+        elif c.lanes == 1:
+            self.oracles[0].observe_size(size)
+        else:
+            least, most = np.sum([oracle.size_bounds() for oracle in self.oracles], axis=0)
+            assert least <= size <= most
+        assert bool(herjax.can_sample(self.state)) == (size > 0)
+        assert int(self.state.num_dropped) == sum(oracle.num_dropped for oracle in self.oracles)
+        assert int(self.state.num_rejected) == self.num_rejected
+        self.coverage.full[c] += size == c.share * c.lanes
+        self.calls_since_look += 1
+        if self.calls_since_look == CALLS_BETWEEN_LOOKS:
+            self.look(self.steps)
+
+    # Looks.
+
+    def draw(self, state: herjax.BufferState, key: int, beta: float = 0.4) -> herjax.Sample:
+        """A batch that reaches every copy if priorities are equal, on the host."""
+        batch = herjax.sample(state, jax.random.key(key), self.configuration.batch_size, beta=beta)
+        return jax.device_get(batch)
+
+    def look(self, key: int, beta: float = 0.4) -> None:
+        """Assert that what is held is what the model holds, and that it is drawn as often as its priorities say."""
+        c = self.configuration
+        self.coverage.looks += 1
+        self.calls_since_look = 0
+        herjax.check(self.state)
+        size = int(herjax.size(self.state))
+        if size == 0:
+            jax.tree.map(
+                lambda leaf: np.testing.assert_array_equal(leaf, np.zeros_like(leaf)), self.draw(self.state, key, beta)
+            )
+            self.seen = Copies({}, {})
+            return
+        alike = self.state
+        if c.priority_exponent is not None:
+            every_index = np.arange(c.batch_size, dtype=np.int32)
+            alike = herjax.update_priorities(self.state, every_index, np.ones(c.batch_size, np.float32))
+            assert int(alike.num_rejected) == self.num_rejected + c.batch_size - c.copies * size
+        batch = self.draw(alike, key, beta)
+        before, self.seen = self.seen, self.copies(batch)
+        self.indices_seen |= self.seen.transition.keys()
+        assert len(self.seen.transition) == c.copies * size
+        self.assert_alive(batch)
+        self.assert_held()
+        self.assert_kept(before)
+        self.assert_drawn(batch, dict.fromkeys(self.seen.transition, 1.0), beta)
+        if c.priority_exponent is not None:
+            self.assert_priorities(key, beta)
+
+    def copies(self, batch: herjax.Sample) -> Copies:
+        """What was drawn, by index, after asserting that each field is its transition's and its goal's."""
+        numbers, goals = batch.transition, batch.goal
+        np.testing.assert_array_equal(batch.reward, 1000 * numbers + goals)
+        np.testing.assert_array_equal(batch.terminated, numbers == goals)
+        np.testing.assert_array_equal(batch.is_hindsight, goals >= 0)
+        indices = batch.indices.tolist()
+        assert 0 <= min(indices) <= max(indices) < self.configuration.batch_size
+        transition = dict(zip(indices, numbers.tolist(), strict=True))
+        assert len(set(zip(indices, numbers.tolist(), strict=True))) == len(transition), "one index, two transitions"
+        drawn = set(zip(indices, goals.tolist(), strict=True))
+        for index, goal in drawn:
+            self.assert_goal(transition[index], goal)
+        if self.configuration.goals_late:
+            return Copies(transition, {})
+        assert len(drawn) == len(transition), "one index, two goals"
+        return Copies(transition, dict(drawn))
+
+    def assert_goal(self, number: int, goal: int) -> None:
+        """It is the one that was pursued, or one that may be a hindsight goal of this transition."""
+        finished, c = self.finished[number], self.configuration
+        if goal < 0:
+            assert goal == finished.pursued
+        else:
+            assert c.hindsight_goals > 0
+            assert goal in finished.sources or (c.goals_late and c.sources == "random")
+            self.coverage.goals[c.name, finished.place(number, goal, c.lanes)] += 1
+
+    def assert_alive(self, batch: herjax.Sample) -> None:
+        """Goals that are drawn late are of transitions that are held."""
+        if self.configuration.goals_late:
+            assert set(batch.goal[batch.is_hindsight].tolist()) <= set(self.seen.transition.values())
+
+    def assert_held(self) -> None:
+        """Of each environment the newest transitions are held, of each all copies, one with the goal that was pursued."""
+        c, held = self.configuration, Counter(self.seen.transition.values())
+        assert set(held.values()) == {c.copies}
+        for e, oracle in enumerate(self.oracles):
+            numbers = sorted(number for number in held if number % c.lanes == e)
+            oracle.observe_size(len(numbers))
+            assert numbers == oracle.held(len(numbers))
+            if c.looks_back and c.hindsight_goals and numbers:
+                assert numbers[0] in {episode.transitions[0] for episode in oracle.episodes}
+        if not c.goals_late:
+            pursued = Counter(self.seen.transition[index] for index, goal in self.seen.goal.items() if goal < 0)
+            assert pursued == dict.fromkeys(held, 1)
+            distinct = {(self.seen.transition[index], goal) for index, goal in self.seen.goal.items()}
+            self.coverage.unlike[c] += sum(count > 2 for count in Counter(number for number, _ in distinct).values())
+
+    def assert_kept(self, before: Copies) -> None:
+        """What was held and still is has the indices, and the goals of its own, that it had."""
+        old, new = set(before.transition.values()), set(self.seen.transition.values())
+        for index in before.transition.keys() | self.seen.transition.keys():
+            if before.transition.get(index) in new or self.seen.transition.get(index) in old:
+                assert before.transition.get(index) == self.seen.transition.get(index)
+                assert before.goal.get(index) == self.seen.goal.get(index)
+
+    def stored(self) -> dict[int, float]:
+        """By index: the stored priority of every copy held."""
+        c = self.configuration
+        raw = {
+            index: self.priorities.get((number, index), self.finished[number].priority)
+            for index, number in self.seen.transition.items()
+        }
+        return {index: (priority + c.priority_epsilon) ** c.priority_exponent for index, priority in raw.items()}
+
+    def assert_drawn(self, batch: herjax.Sample, stored: dict[int, float], beta: float) -> None:
+        """Only what has a priority is drawn, with its share as probability, and the weight of that."""
+        c, total = self.configuration, sum(stored.values())
+        expected = np.asarray([stored[index] for index in batch.indices.tolist()]) / total
+        assert np.all(expected > 0)
+        np.testing.assert_allclose(batch.probabilities, expected, rtol=1e-4)
+        weights = (len(stored) * expected) ** -beta
+        np.testing.assert_allclose(batch.weights, weights / weights.max(), rtol=1e-4)
+        if len(stored) == len(set(batch.indices.tolist())):
+            first = np.unique(batch.indices, return_index=True)[1]
+            assert np.sum(batch.probabilities[first]) == pytest.approx(1, rel=1e-4)
+        if c.goals_late:
+            chance = 1 / (1 + c.hindsight_goals)
+            error = np.sqrt(chance * (1 - chance) / c.batch_size)
+            assert abs(np.mean(~batch.is_hindsight) - chance) <= 6 * error
+
+    def assert_priorities(self, key: int, beta: float) -> None:
+        """Every copy's share is that of its priority: what was drawn gets priority 0, until the least has been drawn too."""
+        state, stored, c = self.state, self.stored(), self.configuration
+        unseen = {index for index, priority in stored.items() if priority > 0}
+        if not unseen:
+            assert all(
+                np.all(np.isfinite(field)) for field in (self.draw(state, key).probabilities, self.draw(state, key).weights)
+            )
+        while unseen:
+            batch = self.draw(state, key, beta)
+            drawn = self.copies(batch)
+            assert drawn.transition.items() <= self.seen.transition.items()
+            assert drawn.goal.items() <= self.seen.goal.items()
+            self.assert_alive(batch)
+            self.assert_drawn(batch, stored, beta)
+            assert unseen & drawn.transition.keys()
+            unseen -= drawn.transition.keys()
+            stored |= dict.fromkeys(drawn.transition, c.priority_epsilon**c.priority_exponent)
+            state = herjax.update_priorities(state, batch.indices, np.zeros(c.batch_size, np.float32))
+
+
+# Runs.
+
+
+def play(configuration: Configuration, coverage: Coverage, runs: int) -> None:
+    """Plays this many runs on one configuration, the same in every session."""
+    attributes = {"configuration": configuration, "coverage": coverage}
+    machine = seed(coverage.pool.index(configuration))(type("Buffer", (Machine,), attributes))
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=runs,
+            stateful_step_count=20,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def assert_covered(coverage: Coverage, num_calls: int) -> None:
+    """All calls, faults and turns of the ring were played, on every configuration."""
+    if coverage.played != set(coverage.pool):
+        pytest.skip("not all machines ran here before")
+    print(f"\n{coverage.calls.total()} calls: {dict(coverage.calls)}, {coverage.looks} looks")
+    print(f"pairs in updates: {dict(coverage.faults)}")
+    print(f"{len(coverage.pool)} configurations, each saw each of these at least so often: {coverage.least()}")
+    assert coverage.calls.total() >= num_calls
+    assert coverage.calls.keys() == CALLS
+    assert {fault for fault, count in coverage.faults.items() if count} == FAULTS | UPDATES
+    assert min(coverage.least().values()) > 0
+
+
+@pytest.mark.parametrize("configuration", DEFAULT.pool, ids=str)
+def test_any_calls_do_what_lists_and_a_dictionary_do(configuration: Configuration) -> None:
+    """Whatever is called, all that can be seen of a buffer is what the model holds."""
+    play(configuration, DEFAULT, 10)
+
+
+def test_the_machines_played_everything() -> None:
+    """At least 2,000 calls, every kind of fault, episode lengths and ring offsets all: the claim above is not empty."""
+    assert_covered(DEFAULT, 2_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", WIDER.pool, ids=str)
+def test_any_calls_in_more_settings(configuration: Configuration) -> None:
+    """The same of more and odder settings, and longer."""
+    play(configuration, WIDER, 36)
+
+
+@pytest.mark.slow
+def test_the_longer_machines_played_everything() -> None:
+    """At least 100,000 calls, and all that is to be covered."""
+    assert_covered(WIDER, 100_000)
