@@ -40,7 +40,7 @@ STRATEGIES = ("future", "final", "episode", "random")
 KEYS_A_STEP = 4
 """Keys that a training step uses up. They are split for all steps at once, off the hot path."""
 NOT_TRAINING = ("out", "log_dir", "checkpoint", "checkpoint_seconds", "progress")
-"""Settings that a run may go on with others of."""
+"""Settings that may differ when a run goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +295,7 @@ def evaluate(config: Config, params: optax.Params, keys: jax.Array) -> jax.Array
 
 
 class Part(NamedTuple):
-    """A stretch of a run."""
+    """Which stretch of which run."""
 
     keys: jax.Array  # [2]; for all steps and all evaluations of the run, the same in every part.
     first: jax.Array  # int32 []; the number of its first evaluation.
@@ -331,9 +331,9 @@ def train(config: Config, key: jax.Array, report: Callable[[jax.Array], None] = 
       report: called, while tracing, with the success rate of an evaluation.
     """
     keys = jax.random.split(key, 3)
-    return train_part(config, config.steps // config.eval_every, start(config, keys[0]), Part(keys[1:], jnp.int32(0)), report)[
-        1
-    ]
+    whole = Part(keys[1:], jnp.int32(0))
+    _, metrics = train_part(config, config.steps // config.eval_every, start(config, keys[0]), whole, report)
+    return metrics
 
 
 class Progress:
@@ -375,8 +375,9 @@ def run(config: Config) -> dict[str, Any]:
     """Trains all seeds, from where an interrupted run left off if there is one, and returns what results.json holds."""
     began = time.perf_counter()
     evaluations = config.steps // config.eval_every
-    # In one part, unless it is to be cut short.
-    part_evaluations = evaluations if config.checkpoint is None else max(n for n in range(1, 11) if evaluations % n == 0)
+    part_evaluations = evaluations
+    if config.checkpoint is not None:  # A part is short, so that the next checkpoint is never far, and all are alike.
+        part_evaluations = max(n for n in range(1, 11) if evaluations % n == 0)
     progress = Progress(config)
     mesh, share = share_out(config.seeds)
     spec = jax.sharding.PartitionSpec("seed")
@@ -421,8 +422,9 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def training_settings(config: Config) -> dict[str, Any]:
-    """The settings that a run must go on with."""
-    return {name: value for name, value in vars(config).items() if name not in NOT_TRAINING}
+    """What a run must go on with; on other devices its seeds would be shared out, and rounded, differently."""
+    settings = {name: value for name, value in vars(config).items() if name not in NOT_TRAINING}
+    return {"devices": jax.local_device_count()} | settings
 
 
 def restore(config: Config, loops: Loop) -> tuple[Loop, dict[str, Any]]:
@@ -527,6 +529,7 @@ def check(config: Config) -> None:
     require(min(config.hidden, default=1) >= 1, "hidden", "at least 1 unit in each layer")
     require(config.num_goals >= 0, "num_goals", "0 for no HER, or a number of hindsight goals per transition")
     require(config.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}")
+    require(config.checkpoint is None or not config.checkpoint.is_file(), "checkpoint", "a folder, not a file")
     require(config.steps % config.eval_every == 0, "steps", f"a multiple of --eval-every, {config.eval_every}")
     episode = config.max_episode_length
     require(config.capacity >= episode, "capacity", f"room for one episode, --max-episode-length, {episode}, at least")

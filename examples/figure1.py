@@ -11,7 +11,6 @@ python examples/figure1.py --bits 20 --seeds 8    # one number of bits
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -35,6 +34,9 @@ import herjax
 from bitflip import Transition
 from herjax import checkpoints
 from herjax.envs import BitFlip
+
+NOT_SHARED = ("bits", "num_goals", "out", "checkpoint_seconds", "progress")
+"""Settings in which the runs of one figure may differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +275,9 @@ def is_solved(config: Config, figures: dict[str, Any]) -> bool:
 
 def run_curve(config: Config, curve: Curve) -> dict[str, Any]:
     """Trains the seeds of one curve until they have solved the task or used up their cycles; returns its figures."""
-    trainer, unfinished = Trainer(config, curve), config.out / "unfinished" / curve.name
+    trainer, unfinished = Trainer(config, curve), unfinished_folder(config, curve)
     figures: dict[str, Any] = {"cycles": [], "success_rate": [], "loss": [], "seconds": 0.0}
-    if (saved := checkpoints.restore(unfinished, trainer.loops)) is not None:
+    if (saved := checkpoints.restore(unfinished, trainer.loops, settings=training_settings(config))) is not None:
         trainer.loops, figures = saved
     saved_at = time.monotonic()
     goals = f"HER {config.strategy}, k = {curve.num_goals}" if curve.num_goals else "without HER"
@@ -293,11 +295,26 @@ def run_curve(config: Config, curve: Curve) -> dict[str, Any]:
             bar.set_postfix_str(f"success {np.mean(figures['success_rate'][-1]):.3f}", refresh=False)
             bar.update(config.eval_every)
             if time.monotonic() - saved_at >= config.checkpoint_seconds:
-                checkpoints.save(unfinished, trainer.loops, notes=figures)
+                checkpoints.save(unfinished, trainer.loops, settings=training_settings(config), notes=figures)
                 saved_at = time.monotonic()
     figures["final_success_rate"] = trainer.evaluate()[: config.seeds].tolist()
-    shutil.rmtree(unfinished, ignore_errors=True)  # It need not have been saved at all.
     return figures
+
+
+def unfinished_folder(config: Config, curve: Curve) -> Path:
+    """Where a curve's training is kept until results.json has its figures."""
+    return config.out / "unfinished" / curve.name
+
+
+def training_settings(config: Config) -> dict[str, Any]:
+    """The settings that all curves of a figure share, by name."""
+    return {name: value for name, value in plain(config).items() if name not in NOT_SHARED}
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """All settings as JSON brings them back."""
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
+    return dict(json.loads(json.dumps(settings)))
 
 
 def summary(config: Config, curve: Curve, figures: dict[str, Any]) -> str:
@@ -337,7 +354,7 @@ def plot(config: Config, curves: dict[str, Any], path: Path) -> None:
 def recorded(config: Config) -> dict[str, Any]:
     """What results.json holds, without any curve yet; refuses to go on with runs of other settings."""
     results = {
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
+        "config": plain(config),
         "device": jax.local_devices()[0].device_kind,
         "devices": jax.local_device_count(),
         "curves": {},
@@ -346,8 +363,8 @@ def recorded(config: Config) -> dict[str, Any]:
     if not file.exists():
         return results
     before = json.loads(file.read_text())
-    for name in sorted(set(before["config"]) - {"bits", "num_goals", "out", "checkpoint_seconds", "progress"}):
-        old, new = before["config"][name], json.loads(json.dumps(results["config"]))[name]
+    for name, new in training_settings(config).items():
+        old = before["config"].get(name, new)
         if old != new:
             raise ValueError(f"{file} was begun with {name} {old}, and now it is {new}; give the same, or another --out.")
     return results | {"curves": before["curves"]}
@@ -363,6 +380,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if curve.name not in results["curves"]:
             results["curves"][curve.name] = run_curve(config, curve)
             checkpoints.replace_file(config.out / "results.json", json.dumps(results, indent=1))
+            checkpoints.discard(unfinished_folder(config, curve))
         lines.append(summary(config, curve, results["curves"][curve.name]))
     plot(config, results["curves"], config.out / "figure1.png")
     print("\n".join(lines))

@@ -1,8 +1,8 @@
-"""Training states on disk, by orbax: whole or refused, and never lost once saved. Imported by itself, since orbax is heavy.
+"""Training states on disk, by orbax: whole or refused, and no kill loses what was saved. Imported by itself: orbax is heavy.
 
-A folder holds the state saved last, and `saved.json`, which names it and tells what is in it: the settings of its buffers, the
-shapes of its arrays, and how long each file is and what its checksum. The moment of saving is that in which `saved.json` is
-replaced: a process killed before it leaves the state before, and one killed after it the new one.
+A folder holds the state saved last, and `saved.json`, which names it and tells what is in it: the caller's settings, those of
+its buffers, the shapes of its arrays, and each file's length and checksum. The moment of saving is that in which `saved.json`
+is replaced: a process killed before it leaves the state before, and one killed after it the new one.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import zlib
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,9 +20,10 @@ import orbax.checkpoint as ocp
 
 from herjax.rows import Layout, Pytree
 from herjax.state import BufferState
-from herjax.version import __version__
 
+_FORMAT = 1  # Of saved.json and of a buffer's rows: higher where older states must not be restored.
 _RECORD = "saved.json"
+_NAMES = re.compile(r"state-(\d+)(\.orbax-checkpoint-tmp.*)?")  # Of folders that are ours, finished or not.
 _DERIVED = ("stored", "copy", "episode")  # Settings that follow from others.
 
 
@@ -39,33 +41,30 @@ class Saved(NamedTuple):
 def save(folder: Path | str, tree: Pytree, *, settings: Json | None = None, notes: Json | None = None) -> None:
     """Saves a training state; when this returns, it has taken the place of the one saved before.
 
+    Until then both need room. Only one process at a time may use a folder.
+
     Args:
-      folder: made where there is none. It holds one state.
+      folder: made where there is none. It holds one state, `state-1`, `state-2` and so on; what has other names is left alone.
       tree: a pytree of arrays and buffers, such as the carry of a training loop after any step.
       settings: what else must be alike where this state goes on, such as a learning rate.
       notes: what else to keep, such as the figures so far.
 
     Raises:
       RuntimeError: there are several processes.
+      ValueError: what the folder holds is damaged.
     """
     _require_one_process()
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    before = _record(folder)
-    name = f"state-{1 + int(before['name'].removeprefix('state-')) if before else 1}"
+    record = {"format": _FORMAT, "settings": _plain(settings or {}), "state": describe(tree), "notes": _plain(notes or {})}
+    before = _read_record(folder)
+    name = f"state-{1 + _number(before['name']) if before else 1}"
     with ocp.StandardCheckpointer() as checkpointer:  # Has written all of it when it is left.
         checkpointer.save(folder / name, tree, force=True)  # One killed while it saved may have left that name behind.
-    record = {
-        "name": name,
-        "settings": (settings or {}) | describe(tree),
-        "files": {
-            str(file.relative_to(folder)): _fingerprint(file) for file in sorted((folder / name).rglob("*")) if file.is_file()
-        },
-        "notes": notes or {},
-    }
-    replace_file(folder / _RECORD, json.dumps(record, indent=1))
-    for other in folder.glob("state-*"):
-        if other.name != name:
+    files = {str(file.relative_to(folder)): _fingerprint(file) for file in (folder / name).rglob("*") if file.is_file()}
+    _write_record(folder, record | {"name": name, "files": files})
+    for other in folder.iterdir():
+        if other.is_dir() and other.name != name and _NAMES.fullmatch(other.name):
             shutil.rmtree(other)
 
 
@@ -74,27 +73,22 @@ def restore(folder: Path | str, tree: Pytree, *, settings: Json | None = None) -
 
     Args:
       folder: that given to `save`.
-      tree: a state like the one saved, such as that before the first step: its structure, functions and devices are taken, and
-        no value.
+      tree: a state like the one saved, such as that before the first step, or its `jax.ShapeDtypeStruct`s: its structure,
+        functions and devices are taken, and no value.
       settings: those given to `save`.
 
     Raises:
-      ValueError: the state has other settings or shapes than `tree`, or a file is not as it was written; both values are named.
+      ValueError: the state has other settings or shapes than these, or a file is not as it was written; both values are named.
       RuntimeError: there are several processes.
     """
     _require_one_process()
     folder = Path(folder).absolute()
-    record = _record(folder)
+    record = _read_record(folder)
     if record is None:
         return None
-    asked = json.loads(json.dumps((settings or {}) | describe(tree)))
-    for name in dict.fromkeys([*asked, *record["settings"]]):
-        old, new = record["settings"].get(name, "absent"), asked.get(name, "absent")
-        if old != new:
-            raise ValueError(
-                f"{folder} was saved with {name} {old}, and {name} {new} is asked for; "
-                "give what it was saved with, or another folder."
-            )
+    _compare(folder, {"format": record["format"]}, {"format": _FORMAT})
+    _compare(folder, record["settings"], _plain(settings or {}))
+    _compare(folder, record["state"], describe(tree))
     for name, written in record["files"].items():
         found = _fingerprint(folder / name) if (folder / name).is_file() else "missing"
         if found != written:
@@ -104,12 +98,24 @@ def restore(folder: Path | str, tree: Pytree, *, settings: Json | None = None) -
         return Saved(checkpointer.restore(folder / record["name"], abstract), record["notes"])
 
 
-def describe(tree: Pytree) -> Json:
-    """What must be alike for one state to go on as another: each buffer's settings, functions by name, and each array's shape.
+def discard(folder: Path | str) -> None:
+    """Deletes what is saved in a folder, and the folder, if nothing else is in it; killed half-way, nothing counts as saved."""
+    folder = Path(folder)
+    (folder / _RECORD).unlink(missing_ok=True)
+    for other in folder.glob("state-*"):
+        if other.is_dir() and _NAMES.fullmatch(other.name):
+            shutil.rmtree(other)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
-    `restore` compares it. Where orbax is used by itself, it can be kept beside the state.
+
+def describe(tree: Pytree) -> Json:
+    """What must be alike for one state to go on as another: each buffer's settings, and each array's shape and dtype.
+
+    Functions count by their names, so give those that differ different ones. `restore` compares it; where orbax is used by
+    itself, it can be kept beside the state.
     """
-    found: Json = {"herjax": __version__}
+    found: Json = {}
     nodes = jax.tree.leaves_with_path(tree, is_leaf=lambda node: isinstance(node, BufferState))
     for path, buffer in nodes:
         if isinstance(buffer, BufferState):
@@ -117,7 +123,8 @@ def describe(tree: Pytree) -> Json:
                 if field.name not in _DERIVED:
                     found[_dotted(path, field.name)] = _described(getattr(buffer.config, field.name))
     for path, leaf in jax.tree.leaves_with_path(tree):
-        found[_dotted(path)] = f"{jax.numpy.result_type(leaf)}{list(jax.numpy.shape(leaf))}"
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
+        found[_dotted(path) or "array"] = f"{dtype}{list(jax.numpy.shape(leaf))}"
     return found
 
 
@@ -131,15 +138,43 @@ def replace_file(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def _record(folder: Path) -> Json | None:
+def _compare(folder: Path, saved: Json, asked: Json) -> None:
+    for name in dict.fromkeys([*asked, *saved]):
+        old, new = saved.get(name, "absent"), asked.get(name, "absent")
+        if json.dumps(old) != json.dumps(new):  # As text, since NaN differs from itself.
+            raise ValueError(
+                f"{folder} was saved with {name} {old}, and {name} {new} is asked for; "
+                "give what it was saved with, or another folder."
+            )
+
+
+def _write_record(folder: Path, record: Json) -> None:
+    text = json.dumps(record)
+    replace_file(folder / _RECORD, json.dumps({"crc32": _crc32(text), "record": record}, indent=1))
+
+
+def _read_record(folder: Path) -> Json | None:
     file = folder / _RECORD
     if not file.exists():
         return None
     try:
-        record: Json = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}): it is damaged; give another folder.") from error
+        whole = json.loads(file.read_text())
+        record: Json = whole["record"]
+        found, written = _crc32(json.dumps(record)), whole["crc32"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no record of a state ({error!r}): it is damaged; give another folder.") from error
+    if found != written:
+        raise ValueError(f"{file} has the checksum {found}, but {written} was written: it is damaged; give another folder.")
     return record
+
+
+def _number(name: str) -> int:
+    match = _NAMES.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
+def _crc32(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _fingerprint(file: Path) -> str:
@@ -151,13 +186,23 @@ def _fingerprint(file: Path) -> str:
     return f"{length} bytes (CRC-32 {checksum:08x})"
 
 
+def _plain(values: Json) -> Json:
+    """The same as JSON brings it back: a number of NumPy's as Python's, a tuple as a list, what it has no word for as text."""
+
+    def as_json(value: Any) -> Any:
+        return value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else str(value)
+
+    plain: Json = json.loads(json.dumps(values, default=as_json))
+    return plain
+
+
 def _described(value: Any) -> Any:
     """A setting as JSON; of functions their name, since where they lie in memory tells nothing."""
     if isinstance(value, Layout):
         return ", ".join(f"{leaf.path} {leaf.dtype}{list(leaf.shape)}" for leaf in value.leaves)
     if callable(value):
-        return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-    return value
+        return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
 
 
 def _dotted(path: tuple[Any, ...], *names: str) -> str:

@@ -169,6 +169,6 @@ def _stored(config: Config, priorities: jax.Array) -> jax.Array:
     return jnp.where(positive, jnp.clip(powers, _SMALLEST, _LARGEST), 0)
 
 
-def bounds(state: BufferState) -> tuple[jax.Array, jax.Array]:
+def bounds(config: Config, max_priority: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The least and the largest that the tree may hold of something held: float32 [] each."""
-    return _stored(state.config, jnp.zeros_like(state.max_priority)), _stored(state.config, state.max_priority)
+    return _stored(config, jnp.zeros_like(max_priority)), _stored(config, max_priority)

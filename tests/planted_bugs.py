@@ -277,7 +277,7 @@ BUGS = (
     Bug(
         "a checkpoint of another configuration is restored",
         "checkpoints.py",
-        "        if old != new:",
+        "        if json.dumps(old) != json.dumps(new):",
         "        if False:",
         ("test_checkpoints",),
     ),
@@ -285,8 +285,7 @@ BUGS = (
         "a checkpoint is said to be saved before it is",
         "checkpoints.py",
         "    with ocp.StandardCheckpointer() as checkpointer:  # Has",
-        "    early = {'name': name, 'settings': describe(tree), 'files': {}, 'notes': notes}\n"
-        "    replace_file(folder / _RECORD, json.dumps(early))\n"
+        "    _write_record(folder, record | {'name': name, 'files': {}})\n"
         "    with ocp.StandardCheckpointer() as checkpointer:  # Has",
         ("test_checkpoints",),
     ),

@@ -5,7 +5,6 @@ It says, a line each, `restored NUMBER DIGEST` and then `saved NUMBER` after eve
 
 import hashlib
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +26,17 @@ def reward(number: jax.Array, goal: jax.Array) -> jax.Array:
 
 def start(**options: object) -> herjax.BufferState:
     """An empty prioritised buffer, which soon is full."""
-    defaults = {"capacity": 64, "max_episode_length": 5, "priority_exponent": 0.6}
-    return herjax.init(jnp.int32(0), goal_fn=achieved, reward_fn=reward, **(defaults | options))
+    defaults = {"capacity": 64, "max_episode_length": 5, "reward_fn": reward, "priority_exponent": 0.6}
+    return herjax.init(jnp.int32(0), goal_fn=achieved, **(defaults | options))
 
 
-@partial(jax.jit, static_argnames="every")
-def step(buffer: herjax.BufferState, number: jax.Array, every: int = 4) -> herjax.BufferState:
-    """Step `number` of the loop: adds, ends each episode of `every` steps, samples, and updates priorities."""
+@jax.jit
+def step(buffer: herjax.BufferState, number: jax.Array) -> herjax.BufferState:
+    """Step `number` of the loop: adds, ends each episode of 4 steps, samples, and updates priorities."""
     key_end, key_sample, key_priorities = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 3)
     shape = () if buffer.config.num_envs is None else (buffer.config.num_envs,)
     numbers = jnp.full(shape, number)
-    buffer = herjax.end_episode(herjax.add(buffer, numbers), -1 - numbers, key_end, (number + 1) % every == 0)
+    buffer = herjax.end_episode(herjax.add(buffer, numbers), -1 - numbers, key_end, number % 4 == 3)
     batch = herjax.sample(buffer, key_sample, 16)
     if buffer.tree is None:
         return buffer

@@ -58,6 +58,27 @@ def of_tree(height: int, where: str, value: float) -> Break:
     return broken
 
 
+def longer_episodes(state: herjax.BufferState) -> herjax.BufferState:
+    """Says that episodes may have 2 steps at most, after they had more."""
+    return dataclasses.replace(state, config=dataclasses.replace(state.config, max_episode_length=2))
+
+
+def slightly(name: str) -> Break:
+    """A sum, or a priority, that is off by a thousandth."""
+
+    def broken(state: herjax.BufferState) -> herjax.BufferState:
+        tree = list(state.tree)
+        if name == "sum":
+            top = tree[-1]
+            tree[-1] = top.at[jnp.argmax(top)].multiply(1.001)
+        else:
+            most = (state.max_priority + 1e-6) ** 0.6
+            tree = list(herjax.sum_tree.set_windows(state.tree, jnp.argmax(tree[0] > 0)[None], most[None, None] * 1.001))
+        return dataclasses.replace(state, tree=tuple(tree))
+
+    return broken
+
+
 def first_held(state: herjax.BufferState) -> int:
     """The place, in the ring of the first environment, of its oldest transition."""
     return int((state.head - state.held)[0] % state.config.rows_per_env)
@@ -126,7 +147,10 @@ BROKEN: dict[str, tuple[str, Break, str]] = {
     "wrong sum": (KEPT, of_tree(1, "held", 1e7), r"tree\[1\] at \d+ is 10000000\.0; it must be \S+, the sum"),
     "sum of zero": (KEPT, of_tree(1, "held", 0.0), r"tree\[1\] at \d+ is 0\.0; it must be \S+, the sum"),
     "wrong sum on top": (KEPT, of_tree(2, "held", 1e7), r"tree\[2\] at \d+ is 10000000\.0; it must be"),
-    "end of an episode": (LATE, of_slots(-1), r"end of the episode in slot \d+ is \d+; it must be \d+, where the next"),
+    "sum off by little": (KEPT, slightly("sum"), r"tree\[\d\] at \d+ is \S+; it must be \S+, the sum of its children"),
+    "priority off by little": (KEPT, slightly("priority"), r"priority of index \d+ is \S+; it must be <= "),
+    "episode too long": (LATE, longer_episodes, r"length of the episode in slot \d+ is [345]; it must be at most 2"),
+    "end of an episode": (LATE, of_slots(-1), r"end of the episode in slot \d+ is \d+; it must be head, "),
     "end of one before": (LATE, of_slots(-2), r"slot of row \d+ is \d+; it must be \d+|end of the episode|length of"),
     "slot of a transition": (LATE, slot_of_oldest, r"slot of row \d+ is \d+; it must be \d+, its episode's"),
     "running slot": (
@@ -179,6 +203,7 @@ def test_every_state_of_a_run_is_sound(setting: str, num_envs: int | None, prior
             state = herjax.update_priorities(state, jnp.asarray(rng.integers(-3, 99, 8), jnp.int32), jnp.asarray(priorities))
         herjax.check(state)
     assert int(state.num_dropped) > 0
+    assert (int(state.num_rejected) > 0) == (priority_exponent is not None)
 
 
 def test_priorities_of_zero_are_sound_where_they_may_be() -> None:
@@ -206,17 +231,46 @@ def measured(value: float, reward: float) -> herjax.BufferState:
 def test_values_that_are_no_numbers_are_named() -> None:
     """NaN in a transition, finished or running, in a goal, and a reward that is NaN or infinite, by leaf and place."""
     herjax.check(measured(np.inf, -1.0))  # An infinite observation may be meant.
-    with pytest.raises(ValueError, match=r"transition\.a of row 0 holds NaN"):
+    with pytest.raises(ValueError, match=r"transition\.a of row 0 is no number; it must hold no NaN"):
         herjax.check(measured(np.nan, -1.0))
     for reward in (np.nan, np.inf):
-        with pytest.raises(ValueError, match=r"reward of index 0 holds NaN or is infinite"):
+        with pytest.raises(ValueError, match=r"reward of index 0 is no number; it must be finite"):
             herjax.check(measured(0.0, reward))
     state = measured(0.0, 0.0)
     running = herjax.add(state, {"a": jnp.float32(0), "b": jnp.asarray([0, np.nan, 0], jnp.float32)})
-    with pytest.raises(ValueError, match=r"transition\.b of row 2 holds NaN"):
+    with pytest.raises(ValueError, match=r"transition\.b of row 2 is no number"):
         herjax.check(running)
-    with pytest.raises(ValueError, match=r"goal\.goal of index 5 holds NaN"):
+    with pytest.raises(ValueError, match=r"goal\.goal of index 5 is no number"):
         herjax.check(herjax.end_episode(state, {"goal": jnp.full(3, np.nan)}, jax.random.key(0)))
+
+
+def test_a_goal_that_is_no_number_is_named_where_goals_are_late() -> None:
+    """With `relabel="sample"` an episode's goal is looked at as long as a step of it is held."""
+    state = herjax.init(
+        jnp.zeros(2),
+        capacity=4,
+        max_episode_length=2,
+        goal_fn=lambda t: t,
+        reward_fn=lambda *_: jnp.float32(0),
+        relabel="sample",
+    )
+    state = herjax.end_episode(herjax.add(state, jnp.ones(2)), jnp.full(2, jnp.nan), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"goal of slot 0 is no number; it must hold no NaN"):
+        herjax.check(state)
+    for number in range(4):
+        state = herjax.end_episode(herjax.add(state, jnp.ones(2)), jnp.zeros(2), jax.random.key(number))
+    herjax.check(state)
+
+
+@pytest.mark.parametrize("pending", [0, 2])
+def test_where_an_empty_ring_begins_is_checked(pending: int) -> None:
+    """With `relabel="sample"` a ring that holds nothing begins where the last episode ended, too."""
+    state = make(relabel="sample")
+    for number in range(pending):
+        state = herjax.add(state, jnp.int32(number))
+    herjax.check(state)
+    with pytest.raises(ValueError, match=r"end of the episode in slot 16 is 0; it must be head, 3"):
+        herjax.check(added("head", 3)(state))
 
 
 def test_what_is_not_held_may_be_anything() -> None:
@@ -240,7 +294,8 @@ def test_of_many_buffers_the_broken_one_is_named() -> None:
     [
         (lambda s: dataclasses.replace(s, head=s.head[:1]), r"state\.head has shape \(1,\); it must have \(2,\)"),
         (lambda s: dataclasses.replace(s, head=s.head.astype(jnp.int16)), r"state\.head has dtype int16; it must have int32"),
-        (lambda s: dataclasses.replace(s, tree=None), r"state has the structure .*; it must have "),
+        (lambda s: dataclasses.replace(s, tree=None), r"state\.tree has the structure .*; it must have "),
+        (lambda s: dataclasses.replace(s, copies=None), r"state\.copies has the structure .*; it must have "),
         (lambda s: dataclasses.replace(s, tree=(s.tree[0][:-1], *s.tree[1:])), r"state\.tree\[0\] has shape"),
     ],
 )
@@ -254,5 +309,7 @@ def test_what_is_no_state_is_refused() -> None:
     """Something else than a state, or a traced one, raises `TypeError` and says what to do."""
     with pytest.raises(TypeError, match="state is a tuple; give the BufferState"):
         herjax.check((1, 2))
+    with pytest.raises(TypeError, match=r"state\.num_dropped is a int; it must be an array"):
+        herjax.check(dataclasses.replace(wrapped(KEPT, looks=1), num_dropped=3))
     with pytest.raises(TypeError, match="outside of jit"):
         jax.jit(herjax.check)(wrapped(KEPT, looks=1))
