@@ -281,6 +281,19 @@ def test_what_is_not_held_may_be_anything() -> None:
     herjax.check(state)
 
 
+def test_it_needs_no_cpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where JAX knows no CPU, as with `JAX_PLATFORMS=cuda`, it works all the same."""
+
+    def none(**_: object) -> None:
+        raise RuntimeError("Unknown backend cpu")
+
+    state = wrapped(WHOLE, looks=1)
+    monkeypatch.setattr(jax, "local_devices", none)
+    herjax.check(state)
+    with pytest.raises(ValueError, match="held of environment 0"):
+        herjax.check(added("held", 20)(state))
+
+
 def test_of_many_buffers_the_broken_one_is_named() -> None:
     """A state made under `vmap` is checked buffer by buffer."""
     state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (2, 3, *leaf.shape)), wrapped(KEPT))
