@@ -55,9 +55,10 @@ def check(state: BufferState) -> None:
 def _on_cpu() -> AbstractContextManager[object]:
     """Computes on the CPU, since the state is on the host; where JAX was told to leave the CPU alone, on what there is."""
     try:
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
+        cpu: AbstractContextManager[object] = jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
         return nullcontext()
+    return cpu
 
 
 def _check_arrays(state: BufferState) -> tuple[int, ...]:
