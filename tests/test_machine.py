@@ -219,7 +219,7 @@ class Coverage:
             ),
             "exactly full": min(self.full[c] for c in self.pool),
             "full of single steps": min(self.crowded[c] for c in self.pool),
-            "goals unlike each other": min(self.unlike[c] for c in self.pool if c.copies > 2),
+            "goals unlike each other": min(self.unlike[c] for c in self.pool if c.copies > 2 and c.max_episode_length > 1),
             "place of a goal": min(self.goals[source] for source in self.places()),
         }
 
