@@ -23,23 +23,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 import herjax
 from oracle import Episode, Oracle
+from test_num_envs import achieved, reached, reward
 from test_relabel import name_of, past
 
 CALLS_BETWEEN_LOOKS = 5
 LONGEST = 5  # Of all configurations' `max_episode_length`.
 INT32 = np.iinfo(np.int32)
-
-
-def achieved(number: jax.Array) -> jax.Array:
-    return number
-
-
-def reward(number: jax.Array, goal: jax.Array) -> jax.Array:
-    return 1000 * number + goal
-
-
-def reached(number: jax.Array, goal: jax.Array) -> jax.Array:
-    return number == goal
 
 
 def around(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
