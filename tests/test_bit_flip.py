@@ -275,3 +275,20 @@ def test_import_herjax_stays_light():
     environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_gymnax_asks_of_a_state_agrees_with_its_steps():
+    """A state's observation and termination are those that the step to it returned, and each field is in the state space."""
+    env = BitFlip(2)
+    params = env.default_params
+    state = env.reset_env(jax.random.key(0), params)[1]
+    ends = set()
+    for action in (0, 1, 0, 1):
+        observation, state, _, terminated, _ = env.step_env(jax.random.key(0), state, action, params)
+        jax.tree.map(np.testing.assert_array_equal, observation, env.get_obs(state))
+        assert bool(env.is_terminated(state, params)) == bool(terminated)
+        ends.add(bool(terminated))
+        fields = env.state_space(params).spaces
+        assert all(fields[name].contains(getattr(state, name)) for name in ("time", "bits", "goal"))
+    assert ends == {True, False}, "four flips of two bits pass through every state"
+    assert env.name == "BitFlip-herjax"

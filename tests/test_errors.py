@@ -204,6 +204,12 @@ def test_end_episode_names_done_of_the_wrong_shape(buffer):
     assert_explained(lambda: herjax.end_episode(buffer, GOAL, jax.random.key(0), done), "done", "(2,)|[2]")
 
 
+def test_end_episode_names_done_that_is_no_bool(buffer):
+    """A number for a flag raises `TypeError` and says how to convert it."""
+    with pytest.raises(TypeError, match=r"done has dtype int32, expected bool; convert it with astype\(bool\)"):
+        herjax.end_episode(buffer, GOAL, jax.random.key(0), jnp.int32(1))
+
+
 @pytest.mark.parametrize("batch_size", [0, -5, 2.5, "many"])
 def test_sample_names_a_wrong_batch_size(batch_size, buffer):
     """`batch_size` is an integer of at least 1."""
