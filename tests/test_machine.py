@@ -595,9 +595,12 @@ class Machine(RuleBasedStateMachine):
         np.testing.assert_allclose(batch.probabilities, expected, rtol=1e-4)
         weights = (len(stored) * expected) ** -beta
         np.testing.assert_allclose(batch.weights, weights / weights.max(), rtol=1e-4)
-        if len(stored) == len(set(batch.indices.tolist())):
-            first = np.unique(batch.indices, return_index=True)[1]
+        _, first, counts = np.unique(batch.indices, return_index=True, return_counts=True)
+        if len(stored) == len(first):
             assert np.sum(batch.probabilities[first]) == pytest.approx(1, rel=1e-4)
+        if c.priority_exponent is not None:
+            # Draws are stratified: all strata but the two at the ends of an index's share of the mass lie inside it or outside.
+            assert np.all(np.abs(counts - c.batch_size * expected[first]) < 2.01)
         if c.goals_late:
             chance = 1 / (1 + c.hindsight_goals)
             error = np.sqrt(chance * (1 - chance) / c.batch_size)
