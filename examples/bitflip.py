@@ -390,9 +390,9 @@ def run(config: Config) -> dict[str, Any]:
         return train_part(config, part_evaluations, loop, part, partial(jax.debug.callback, progress.report, seed))
 
     loops = jax.jit(on_devices(jax.vmap(partial(start, config)), in_specs=spec))(keys[:, 0])
+    loops, figures = restore(config, loops)
     program = jax.jit(on_devices(jax.vmap(go_on), in_specs=spec), donate_argnums=0)
     go_on_all = program.lower(loops, Part(keys[:, 1:], jnp.zeros_like(seeds)), seeds).compile()
-    loops, figures = restore(config, loops)
     progress.resume(figures["success_rate"])
     compile_seconds = time.perf_counter() - began
     saved = time.monotonic()

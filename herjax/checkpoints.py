@@ -63,9 +63,7 @@ def save(folder: Path | str, tree: Pytree, *, settings: Json | None = None, note
         checkpointer.save(folder / name, tree, force=True)  # One killed while it saved may have left that name behind.
     files = {str(file.relative_to(folder)): _fingerprint(file) for file in (folder / name).rglob("*") if file.is_file()}
     _write_record(folder, record | {"name": name, "files": files})
-    for other in folder.iterdir():
-        if other.is_dir() and other.name != name and _NAMES.fullmatch(other.name):
-            shutil.rmtree(other)
+    _delete_states(folder, but=name)
 
 
 def restore(folder: Path | str, tree: Pytree, *, settings: Json | None = None) -> Saved | None:
@@ -102,9 +100,7 @@ def discard(folder: Path | str) -> None:
     """Deletes what is saved in a folder, and the folder, if nothing else is in it; killed half-way, nothing counts as saved."""
     folder = Path(folder)
     (folder / _RECORD).unlink(missing_ok=True)
-    for other in folder.glob("state-*"):
-        if other.is_dir() and _NAMES.fullmatch(other.name):
-            shutil.rmtree(other)
+    _delete_states(folder)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -166,6 +162,12 @@ def _read_record(folder: Path) -> Json | None:
     if found != written:
         raise ValueError(f"{file} has the checksum {found}, but {written} was written: it is damaged; give another folder.")
     return record
+
+
+def _delete_states(folder: Path, but: str = "") -> None:
+    for state in folder.glob("state-*"):
+        if state.is_dir() and state.name != but and _NAMES.fullmatch(state.name):
+            shutil.rmtree(state)
 
 
 def _number(name: str) -> int:

@@ -11,47 +11,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from gymnax.environments import environment, spaces
+from gymnax.environments import spaces
 
-from herjax.envs.planar_reach import Observation, polar, sparse_reward, table_space
+from herjax.envs.table import Observation, Table, TableParams, TableState, observe, polar, table_space
 
 ROUNDING = 1e-6
 """Length; discs that overlap by less count as touching: several units in the last place of a float32 position."""
 
 
 @struct.dataclass
-class EnvState(environment.EnvState):
+class EnvState(TableState):
     """State of one episode."""
 
-    time: jax.Array  # int32 []; steps taken.
-    hand: jax.Array  # float32 [2]; position of the hand's centre.
     puck: jax.Array  # float32 [2]; position of the puck's centre.
     velocity: jax.Array  # float32 [2]; the puck's, length / step.
-    goal: jax.Array  # float32 [2]; position.
 
 
 @struct.dataclass
-class EnvParams(environment.EnvParams):
+class EnvParams(TableParams):
     """Parameters that may vary without recompilation. The unit of length is half the table's side, of time one step.
 
     The puck starts in a ring around the hand, the goal lies in a ring around the puck. Starts are sound where
     hand_radius + puck_radius <= min_puck_distance, and max_puck_distance + max_goal_distance <= 1 - puck_radius.
     """
 
-    max_steps_in_episode: int = 50
-    max_speed: float = 0.1  # length / step; of each component of the hand's velocity.
-    hand_radius: float = 0.06  # length
     puck_radius: float = 0.1  # length
     friction: float = 0.1  # length / step^2; the puck's deceleration on the table: Coulomb's coefficient times gravity.
     contact_friction: float = 0.5  # Coulomb's coefficient between hand and puck.
-    tolerance: float = 0.05  # length; a goal no farther off is achieved.
     min_puck_distance: float = 0.2  # length; of the centres of hand and puck at the start.
     max_puck_distance: float = 0.35  # length
     min_goal_distance: float = 0.25  # length; from the puck's start. Above `tolerance`, no goal is achieved at the start.
     max_goal_distance: float = 0.5  # length
 
 
-class PlanarPush(environment.Environment[EnvState, EnvParams]):
+class PlanarPush(Table[EnvState, EnvParams]):
     """Push a puck to a point of the table [-1, 1]^2. The reward is -1, and 0 within the tolerance.
 
     The hand starts at the centre, the puck is drawn around it and the goal around the puck (distances and directions
@@ -80,11 +73,6 @@ class PlanarPush(environment.Environment[EnvState, EnvParams]):
         """Episodes of 50 steps, 0.1 a step at most, on a table of side 2."""
         return EnvParams()
 
-    def compute_reward(self, achieved_goal: jax.Array, desired_goal: jax.Array, params: EnvParams | None = None) -> jax.Array:
-        """0 where the goals are at most `params.tolerance` apart, else -1: float32 [...] for goals [..., 2]."""
-        tolerance = (params or self.default_params).tolerance
-        return sparse_reward(achieved_goal, desired_goal, tolerance)
-
     def step_env(
         self, key: jax.Array, state: EnvState, action: int | float | jax.Array, params: EnvParams
     ) -> tuple[Observation, EnvState, jax.Array, jax.Array, dict[Any, Any]]:
@@ -95,7 +83,7 @@ class PlanarPush(environment.Environment[EnvState, EnvParams]):
         state = jax.lax.fori_loop(0, self.num_substeps, lambda _, state: _substep(state, command, dt, params), state)
         state = state.replace(time=state.time + 1)
         reward = self.compute_reward(state.puck, state.goal, params)
-        return _observe(state), state, reward, self.is_terminated(state, params), {}
+        return self.get_obs(state), state, reward, self.is_terminated(state, params), {}
 
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[Observation, EnvState]:
         """Draws the puck's position and the goal; the puck is at rest."""
@@ -103,32 +91,18 @@ class PlanarPush(environment.Environment[EnvState, EnvParams]):
         puck = polar(drawn[:2], params.min_puck_distance, params.max_puck_distance)
         goal = puck + polar(drawn[2:], params.min_goal_distance, params.max_goal_distance)
         state = EnvState(time=jnp.int32(0), hand=jnp.zeros(2), puck=puck, velocity=jnp.zeros(2), goal=goal)
-        return _observe(state), state
-
-    def is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array:
-        """False, bool []: the task is to keep the puck at the goal."""
-        del state, params
-        return jnp.zeros((), bool)
+        return self.get_obs(state), state
 
     def get_obs(self, state: EnvState, params: EnvParams | None = None, key: jax.Array | None = None) -> Observation:
         """What the agent sees of a state."""
         del params, key
-        return _observe(state)
+        observation = jnp.concatenate([state.hand, state.puck, state.velocity, state.puck - state.hand])
+        return observe(observation, state.puck, state.goal)
 
     @property
     def name(self) -> str:
         """The environment's name."""
         return "PlanarPush-herjax"
-
-    @property
-    def num_actions(self) -> int:
-        """Two components of a velocity."""
-        return 2
-
-    def action_space(self, params: EnvParams | None = None) -> spaces.Box:
-        """The hand's velocity in units of `params.max_speed`."""
-        del params
-        return spaces.Box(-1.0, 1.0, (2,), jnp.float32)
 
     def observation_space(self, params: EnvParams) -> spaces.Dict:
         """The observation, whose components are below 2, and two positions on the table."""
@@ -200,8 +174,3 @@ def _shorten(vector: jax.Array, length: float | jax.Array) -> jax.Array:
     """A vector [2] made shorter by a length, and zero where it is no longer than that: Coulomb friction on a velocity."""
     norm = jnp.linalg.norm(vector)
     return vector * jnp.where(norm > length, 1 - length / norm, 0)
-
-
-def _observe(state: EnvState) -> Observation:
-    observation = jnp.concatenate([state.hand, state.puck, state.velocity, state.puck - state.hand])
-    return {"observation": observation, "achieved_goal": state.puck, "desired_goal": state.goal}
