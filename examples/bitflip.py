@@ -339,25 +339,25 @@ def train(config: Config, key: jax.Array, report: Callable[[jax.Array], None] = 
 class Progress:
     """A bar that counts the steps of all seeds and shows their success rate."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._bar = tqdm(total=config.steps * config.seeds, unit="step", unit_scale=True, disable=not config.progress)
-        self._latest = np.zeros(config.seeds)
+    def __init__(self, steps: int, eval_every: int, seeds: int, *, show: bool) -> None:
+        self._eval_every = eval_every
+        self._bar = tqdm(total=steps * seeds, unit="step", unit_scale=True, disable=not show)
+        self._latest = np.zeros(seeds)
 
     def report(self, seed: jax.Array, success_rate: jax.Array) -> None:
         """One seed's evaluation; nothing for a seed that only fills up a device."""
         number = int(seed)  # No computation of JAX's here, which would wait for the program that waits for this.
-        if number >= self._config.seeds:
+        if number >= len(self._latest):
             return
         self._latest[number] = success_rate
         self._bar.set_postfix_str(f"success {self._latest.mean():.2f}", refresh=False)
-        self._bar.update(self._config.eval_every)
+        self._bar.update(self._eval_every)
 
     def resume(self, success_rate: list[list[float]]) -> None:
         """What an earlier run has done, by seed."""
         if success_rate[0]:
             self._latest[:] = [rates[-1] for rates in success_rate]
-            self._bar.update(self._config.eval_every * sum(map(len, success_rate)))
+            self._bar.update(self._eval_every * sum(map(len, success_rate)))
 
     def close(self) -> None:
         """Leaves the bar where it stands."""
@@ -378,7 +378,7 @@ def run(config: Config) -> dict[str, Any]:
     part_evaluations = evaluations
     if config.checkpoint is not None:  # A part is short, so that the next checkpoint is never far, and all are alike.
         part_evaluations = max(n for n in range(1, 11) if evaluations % n == 0)
-    progress = Progress(config)
+    progress = Progress(config.steps, config.eval_every, config.seeds, show=config.progress)
     mesh, share = share_out(config.seeds)
     spec = jax.sharding.PartitionSpec("seed")
     on_devices = partial(jax.shard_map, mesh=mesh, check_vma=False, out_specs=spec)
@@ -439,9 +439,9 @@ def restore(config: Config, loops: Loop) -> tuple[Loop, dict[str, Any]]:
         refuse(error)
 
 
-def refuse(error: object) -> NoReturn:
+def refuse(error: object, program: str = "bitflip.py") -> NoReturn:
     """Says in one line what cannot be done, and ends the program."""
-    print(f"bitflip.py: {error}", file=sys.stderr)
+    print(f"{program}: {error}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -466,7 +466,12 @@ def table(results: dict[str, Any], rows: int = 15) -> str:
     return "\n".join(lines)
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
+def goals_title(config: Any) -> str:
+    """Which goals are replayed, for a title."""
+    return f"HER {config.strategy}, k = {config.num_goals}" if config.num_goals else "without HER"
+
+
+def plot(results: dict[str, Any], title: str, path: Path) -> None:
     """Draws the mean success rate and every seed's."""
     import matplotlib  # noqa: PLC0415 - only the end of a run needs it.
 
@@ -474,15 +479,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     rates = np.asarray(results["success_rate"])
-    config = results["config"]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for seed_rates in rates:
         axes.plot(results["eval_steps"], seed_rates, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(results["eval_steps"], rates.mean(axis=0), color="tab:blue", linewidth=2, label=f"mean of {len(rates)} seeds")
-    goals = f"HER {config['strategy']}, k = {config['num_goals']}" if config["num_goals"] else "without HER"
-    replay = "prioritised" if config["prioritized"] else "uniform"
     axes.set(
-        title=f"Bit-flipping, {config['num_bits']} bits: Double DQN, {goals}, {replay} replay",
+        title=title,
         xlabel="environment steps",
         ylabel="success rate (greedy)",
         ylim=(-0.03, 1.03),
@@ -504,35 +506,48 @@ def log_scalars(results: dict[str, Any], folder: Path) -> None:
                 writer.add_scalar("loss", loss, step)
 
 
+def require(config: Any, name: str, good: bool, remedy: str) -> None:
+    """Raises `ValueError` that says, in one line, what is wrong with a flag and what to give instead."""
+    if not good:
+        raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; give {remedy}.")
+
+
+def check_numbers(config: Any, *, counts: Sequence[str], shares: Sequence[str], weights: Sequence[str]) -> None:
+    """Raises `ValueError` where a flag is not the kind of number that it must be, or where goals or layers make no sense."""
+    for name in counts:
+        require(config, name, getattr(config, name) >= 1, "at least 1")
+    for name in shares:
+        require(config, name, 0 <= getattr(config, name) <= 1, "a number from 0 to 1")
+    for name in weights:
+        require(config, name, 0 <= getattr(config, name) < float("inf"), "a finite number >= 0")
+    require(config, "hidden", min(config.hidden, default=1) >= 1, "at least 1 unit in each layer")
+    require(config, "num_goals", config.num_goals >= 0, "0 for no HER, or a number of hindsight goals per transition")
+    require(config, "strategy", config.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
+
+
 def check(config: Config) -> None:
     """Raises `ValueError` that says, in one line, what is wrong with the flags and what to give instead."""
-
-    def require(good: bool, name: str, remedy: str) -> None:
-        if not good:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; give {remedy}.")
-
-    for name in (
-        "num_bits",
-        "seeds",
-        "steps",
-        "batch_size",
-        "target_period",
-        "max_episode_length",
-        "eval_every",
-        "eval_episodes",
-    ):
-        require(getattr(config, name) >= 1, name, "at least 1")
-    for name in ("epsilon", "discount", "beta"):
-        require(0 <= getattr(config, name) <= 1, name, "a number from 0 to 1")
-    for name in ("learning_rate", "priority_exponent"):
-        require(0 <= getattr(config, name) < float("inf"), name, "a finite number >= 0")
-    require(min(config.hidden, default=1) >= 1, "hidden", "at least 1 unit in each layer")
-    require(config.num_goals >= 0, "num_goals", "0 for no HER, or a number of hindsight goals per transition")
-    require(config.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}")
-    require(config.checkpoint is None or not config.checkpoint.is_file(), "checkpoint", "a folder, not a file")
-    require(config.steps % config.eval_every == 0, "steps", f"a multiple of --eval-every, {config.eval_every}")
+    check_numbers(
+        config,
+        counts=(
+            "num_bits",
+            "seeds",
+            "steps",
+            "batch_size",
+            "target_period",
+            "max_episode_length",
+            "eval_every",
+            "eval_episodes",
+        ),
+        shares=("epsilon", "discount", "beta"),
+        weights=("learning_rate", "priority_exponent"),
+    )
+    is_folder = config.checkpoint is None or not config.checkpoint.is_file()
+    require(config, "checkpoint", is_folder, "a folder, not a file")
+    require(config, "steps", config.steps % config.eval_every == 0, f"a multiple of --eval-every, {config.eval_every}")
     episode = config.max_episode_length
-    require(config.capacity >= episode, "capacity", f"room for one episode, --max-episode-length, {episode}, at least")
+    remedy = f"room for one episode, --max-episode-length, {episode}, at least"
+    require(config, "capacity", config.capacity >= episode, remedy)
     jax.eval_shape(partial(make_buffer, config))  # The buffer itself knows how large it may get.
 
 
@@ -547,7 +562,9 @@ def main(args: Sequence[str] | None = None) -> None:
     print(table(results))
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "results.json").write_text(json.dumps(results, indent=1))
-    plot(results, config.out / "success_rate.png")
+    replay = "prioritised" if config.prioritized else "uniform"
+    title = f"Bit-flipping, {config.num_bits} bits: Double DQN, {goals_title(config)}, {replay} replay"
+    plot(results, title, config.out / "success_rate.png")
     print(f"written                           {config.out / 'results.json'}, {config.out / 'success_rate.png'}")
     if config.log_dir is not None:
         log_scalars(results, config.log_dir)

@@ -1,10 +1,11 @@
 """Which goals to replay: success of each strategy against the number of hindsight goals (arXiv:1707.01495, section 4.5).
 
-Runs examples/bitflip.py for each strategy and k, seeds vmapped and shared out among the devices, and draws the paper's second
-comparison for bit-flipping: the highest success, and the success over the whole of training.
+Trains bitflip.py or ddpg.py for each strategy and k, seeds vmapped and shared out among the devices, and draws the paper's
+comparison: the highest success, and the success over the whole of training.
 
-python examples/strategies.py
-python examples/strategies.py --training.num-bits 20 --training.steps 60000 --num-goals 1 4
+python examples/strategies.py                                     # bit-flipping
+python examples/strategies.py --task push                         # PlanarPush, with shaped rewards too (section 4.4)
+python examples/strategies.py --flip.num-bits 20 --flip.steps 60000 --num-goals 1 4
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     # A device for each core that this process may use. JAX reads it when it is imported.
@@ -24,16 +25,24 @@ import tyro
 from tqdm import tqdm
 
 import bitflip
+import ddpg
+
+LINES = ("--", ":", "-.")
+"""Of what has no k to vary."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Compares strategies and numbers of hindsight goals."""
 
-    training: bitflip.Config = dataclasses.field(
+    task: str = "flip"
+    """flip or push: what is trained."""
+    flip: bitflip.Config = dataclasses.field(
         default_factory=lambda: bitflip.Config(num_bits=15, steps=24_000, eval_every=500, eval_episodes=50, progress=False)
     )
-    """What is trained; its strategy, num_goals and out are not used."""
+    """How bits are flipped; its strategy, num_goals and out are not used."""
+    push: ddpg.Config = dataclasses.field(default_factory=lambda: ddpg.Config(progress=False))
+    """How a puck is pushed; its strategy, num_goals, shaped and out are not used."""
     strategies: tuple[str, ...] = bitflip.STRATEGIES
     """What is compared."""
     num_goals: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -41,18 +50,43 @@ class Config:
     out: Path = Path("results/strategies")
     """Folder for strategies.json and strategies.png."""
 
+    @property
+    def training(self) -> bitflip.Config | ddpg.Config:
+        """How what is compared is trained."""
+        return self.push if self.task == "push" else self.flip
 
-def success_rates(config: Config, strategy: str, num_goals: int) -> np.ndarray:
+
+class Cell(NamedTuple):
+    """What is trained apart from all else."""
+
+    name: str
+    changes: dict[str, Any]  # To the settings of training.
+    num_goals: int  # Under which it is drawn; 0: a line across.
+
+
+def cells(config: Config) -> list[Cell]:
+    """What is compared: first what has no k to vary."""
+    found = [Cell("no HER", {"num_goals": 0}, 0)]
+    if config.task == "push":
+        found.append(Cell("shaped", {"shaped": True, "num_goals": 0}, 0))
+        found.append(Cell("shaped, HER", {"shaped": True}, 0))
+    for strategy in config.strategies:
+        found += [Cell(strategy, {"strategy": strategy, "num_goals": k}, k) for k in config.num_goals]
+    return found
+
+
+def success_rates(config: Config, cell: Cell) -> np.ndarray:
     """The success of each seed at each evaluation, float [seeds, E]."""
-    results = bitflip.run(dataclasses.replace(config.training, strategy=strategy, num_goals=num_goals))
+    training = dataclasses.replace(config.training, **cell.changes)
+    results = bitflip.run(training) if isinstance(training, bitflip.Config) else ddpg.run(training)[0]
     return np.asarray(results["success_rate"])
 
 
-def row(strategy: str, num_goals: int, rates: np.ndarray) -> dict[str, Any]:
-    """Figures of one strategy and k; each of them a list over seeds."""
+def row(cell: Cell, rates: np.ndarray) -> dict[str, Any]:
+    """Figures of one cell; each of them a list over seeds."""
     return {
-        "strategy": strategy,
-        "num_goals": num_goals,
+        "strategy": cell.name,
+        "num_goals": cell.num_goals,
         "highest": np.stack([rates[:, i : i + 5].mean(axis=1) for i in range(rates.shape[1] - 4)]).max(axis=0).tolist(),
         "over_training": rates.mean(axis=1).tolist(),
         "success_rate": rates.tolist(),
@@ -72,13 +106,14 @@ def plot(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
         for strategy in config.strategies:
             seeds = np.asarray([row[measure] for row in rows if row["strategy"] == strategy])  # [k, seeds]
             axes.errorbar(config.num_goals, seeds.mean(axis=1), seeds.std(axis=1), marker="o", capsize=3, label=strategy)
-        without = np.asarray([row[measure] for row in rows if row["strategy"] == "no HER"]).mean()
-        axes.axhline(without, color="gray", linestyle="--", label="no HER")
+        for row, style in zip((row for row in rows if row["num_goals"] == 0), LINES, strict=False):
+            axes.axhline(np.mean(row[measure]), color="gray", linestyle=style, label=row["strategy"])
         axes.set_xscale("log", base=2)
         axes.set(title=title, xlabel="hindsight goals per transition, k", ylim=(-0.03, 1.03))
         axes.set_xticks(config.num_goals, map(str, config.num_goals))
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"success, {config.training.num_bits} bits, {config.training.seeds} seeds")
+    task = "PlanarPush" if config.task == "push" else f"{config.flip.num_bits} bits"
+    panels[0].set_ylabel(f"success, {task}, {config.training.seeds} seeds")
     panels[1].legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -87,18 +122,21 @@ def plot(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Trains everything, prints a line for each strategy and k, and draws them."""
     config = tyro.cli(Config, args=args)
-    bitflip.check(config.training)
-    cells = [("no HER", 0), *((strategy, k) for strategy in config.strategies for k in config.num_goals)]
+    try:
+        bitflip.require(config, "task", config.task in ("flip", "push"), "flip or push")
+        check = ddpg.check if config.task == "push" else bitflip.check
+        check(config.training)
+    except ValueError as error:
+        bitflip.refuse(error, "strategies.py")
     rows: list[dict[str, Any]] = []
-    print(f"{'strategy':>9} {'k':>3} {'highest':>15} {'over training':>15}")
-    for strategy, num_goals in tqdm(cells, unit="setting"):
-        if strategy == "final" and rows[-1]["strategy"] == "final":
-            rows.append(rows[-1] | {"num_goals": num_goals})  # It has one goal, whatever k.
+    print(f"{'strategy':>11} {'k':>3} {'highest':>15} {'over training':>15}")
+    for cell in tqdm(cells(config), unit="setting"):
+        if cell.name == "final" and rows[-1]["strategy"] == "final":
+            rows.append(rows[-1] | {"num_goals": cell.num_goals})  # It has one goal, whatever k.
             continue
-        rates = success_rates(config, "future" if strategy == "no HER" else strategy, num_goals)
-        rows.append(row(strategy, num_goals, rates))
+        rows.append(row(cell, success_rates(config, cell)))
         figures = (f"{np.mean(rows[-1][name]):8.2f} +- {np.std(rows[-1][name]):.2f}" for name in ("highest", "over_training"))
-        tqdm.write(f"{strategy:>9} {num_goals:>3} {' '.join(figures)}")
+        tqdm.write(f"{cell.name:>11} {cell.num_goals or '-':>3} {' '.join(figures)}")
     config.out.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config.training).items()}
     (config.out / "strategies.json").write_text(json.dumps({"training": settings, "rows": rows}, indent=1))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import bitflip
+import ddpg
 import strategies
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-FLAGS = ["--training.num-bits", "4", "--training.steps", "800", "--training.eval-every", "100", "--training.seeds", "2"]
+FLAGS = ["--flip.num-bits", "4", "--flip.steps", "800", "--flip.eval-every", "100", "--flip.seeds", "2"]
 
 
 def test_each_strategy_is_trained_with_each_k(
@@ -44,6 +45,36 @@ def test_each_strategy_is_trained_with_each_k(
     assert rows[0]["highest"] == [0.0, 0.0]
     assert (tmp_path / "strategies.png").stat().st_size > 10_000
     assert "0.55 +- 0.05" in capsys.readouterr().out
+
+
+def test_pushing_is_compared_to_shaped_rewards_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On PlanarPush three runs have no k: without HER, and with shaped rewards, with HER and without."""
+    trained = []
+
+    def run(config: ddpg.Config) -> tuple[dict[str, object], None]:
+        trained.append((config.strategy, config.num_goals, config.shaped))
+        return {"success_rate": np.full((5, 5), 0.5)}, None
+
+    monkeypatch.setattr(ddpg, "run", run)
+    strategies.main(["--task", "push", "--strategies", "episode", "--num-goals", "2", "--out", str(tmp_path)])
+    assert trained == [("future", 0, False), ("future", 0, True), ("future", 4, True), ("episode", 2, False)]
+    rows = json.loads((tmp_path / "strategies.json").read_text())["rows"]
+    assert [row["strategy"] for row in rows] == ["no HER", "shaped", "shaped, HER", "episode"]
+    assert (tmp_path / "strategies.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        (["--task", "slide"], "--task is slide; give flip or push."),
+        (["--task", "push", "--push.cycles", "7"], "--cycles is 7; give a multiple of --eval-every, 10."),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(flags: list[str], remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The flag, its value and the remedy are named."""
+    with pytest.raises(SystemExit):
+        strategies.main(flags)
+    assert capsys.readouterr().err == f"strategies.py: {remedy}\n"
 
 
 def test_one_strategy_learns(tmp_path: Path) -> None:

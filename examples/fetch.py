@@ -1,0 +1,307 @@
+"""Fetch, the robot arm of Gymnasium-Robotics (Plappert et al. 2018, arXiv:1802.09464), learned by DDPG with HER.
+
+MuJoCo runs in processes of its own, a simulator in each, side by side. What they bring is stored, relabelled and learned from
+in one jitted call a cycle, whose buffer is donated; the agent is that of ddpg.py.
+
+pip install ".[examples,robotics]"
+python examples/fetch.py                                                  # FetchReach: a minute
+python examples/fetch.py --task push --checkpoint results/push            # killed and run again, it goes on where it was
+python examples/fetch.py --task push --checkpoint results/push --play     # draws what was learned, without a display
+"""
+
+import dataclasses
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # Renders without a display. MuJoCo reads it when it is imported.
+
+import gymnasium
+import gymnasium_robotics
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from bitflip import goals_title, plot, refuse, require
+from ddpg import (
+    Agent,
+    AgentConfig,
+    Loop,
+    Transition,
+    act,
+    check_agent,
+    explore,
+    make_agent,
+    make_buffer,
+    store_and_learn,
+)
+from herjax import checkpoints
+
+gymnasium.register_envs(gymnasium_robotics)
+
+TASKS = {"reach": "FetchReach-v4", "push": "FetchPush-v4", "pick_and_place": "FetchPickAndPlace-v4", "slide": "FetchSlide-v4"}
+NOT_TRAINING = ("cycles", "out", "log_dir", "checkpoint", "checkpoint_seconds", "progress", "play")
+"""Settings that may differ when a run goes on."""
+FIGURES = ("steps", "success_rate", "critic_loss", "actor_loss", "training_seconds", "evaluation_seconds")
+"""What is measured at each evaluation."""
+STEPS = 50
+"""Of an episode, in every task of Fetch."""
+THRESHOLD = 0.05
+"""Metres from the goal within which it is reached, in every task of Fetch."""
+
+Seen: TypeAlias = dict[str, np.ndarray]
+"""What simulators show: "observation" [n, D], "achieved_goal" and "desired_goal" [n, G]."""
+Policy: TypeAlias = Callable[[Agent, Seen, jax.Array, np.int32], jax.Array]
+"""Gives actions [n, A], for a key of the episode and the number of the step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(AgentConfig):
+    """Trains DDPG with Hindsight Experience Replay on a task of Fetch."""
+
+    task: str = "reach"
+    """reach, push, pick_and_place or slide."""
+    cycles: int = 75
+    """Cycles of an episode in each simulator, then updates; a multiple of eval-every."""
+    num_envs: int = 4
+    """Simulators, each in a process."""
+    hidden: tuple[int, ...] = (256, 256, 256)
+    """Units of the hidden layers of actor and critic."""
+    eval_every: int = 5
+    """Cycles between evaluations."""
+    eval_episodes: int = 100
+    """Greedy episodes of an evaluation, at least; a success is at its goal at the end."""
+    out: Path = Path("results/fetch")
+    """Folder for results.json, success_rate.png and, with --play, policy.gif."""
+    log_dir: Path | None = None
+    """Folder for TensorBoard scalars; none by default."""
+    checkpoint: Path | None = None
+    """Folder that keeps the whole state of training: an interrupted run, started again, goes on from it. None by default."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints, at least; they are saved after an evaluation."""
+    play: bool = False
+    """Does not train, but draws greedy episodes of what --checkpoint holds."""
+
+
+class Episodes(NamedTuple):
+    """An episode of T steps of each of n simulators, NumPy's arrays."""
+
+    transitions: Transition  # float32 leaves [T, n, ...]
+    goal: np.ndarray  # float32 [n, G]
+    success: np.ndarray  # bool [n]; whether the goal was achieved at the end.
+
+
+def make_simulators(config: Config) -> AsyncVectorEnv:
+    """The simulators, each in a process."""
+    make = partial(gymnasium.make, TASKS[config.task])
+    with warnings.catch_warnings():
+        # JAX warns that a fork may find one of its locks held. These processes do not call JAX, and other ways to start them
+        # import this file, and so JAX, in each.
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        return AsyncVectorEnv([make] * config.num_envs, context="fork", autoreset_mode=AutoresetMode.DISABLED)
+
+
+def reward(transition: Transition, goal: jax.Array) -> jax.Array:
+    """Fetch's: 0 near the goal, else -1."""
+    return -(jnp.linalg.norm(transition.achieved_goal - goal) > THRESHOLD).astype(jnp.float32)
+
+
+def start(config: Config, simulators: AsyncVectorEnv) -> Loop:
+    """All that training goes on from, before the first cycle."""
+    spaces = simulators.single_observation_space
+    observation, goal = (jnp.zeros(spaces[name].shape) for name in ("observation", "achieved_goal"))
+    example = Transition(observation, jnp.zeros(simulators.single_action_space.shape), observation, goal)
+    buffer = make_buffer(config, example, reward, (config.num_envs, STEPS))
+    return Loop(make_agent(config, example, jax.random.fold_in(jax.random.key(config.seed), 0)), buffer)
+
+
+def draw(config: Config, kind: int, number: int) -> tuple[list[int], jax.Array]:
+    """Seeds of the simulators, and a key, for some episodes; not from those before, so that a run can go on anywhere.
+
+    Args:
+      config: the settings.
+      kind: 0 for training, 1 for evaluations, 2 for pictures.
+      number: which episodes of that kind.
+    """
+    entropy = np.random.SeedSequence((config.seed, kind, number))
+    *seeds, seed = entropy.generate_state(config.num_envs + 1).tolist()
+    return seeds, jax.random.key(seed)
+
+
+def behave(config: Config, agent: Agent, seen: Seen, key: jax.Array, step: jax.Array) -> jax.Array:
+    """Actions [n, A] at a step of an episode, for what each simulator shows, with the noise of exploration."""
+    return explore(config, act(config, agent, seen["observation"], seen["desired_goal"]), jax.random.fold_in(key, step))
+
+
+def behave_greedily(config: Config, agent: Agent, seen: Seen, key: jax.Array, step: jax.Array) -> jax.Array:
+    """The same without noise."""
+    del key, step
+    return act(config, agent, seen["observation"], seen["desired_goal"])
+
+
+def play(simulators: AsyncVectorEnv, policy: Policy, agent: Agent, seeds: list[int], key: jax.Array) -> Episodes:
+    """Plays a whole episode in each simulator."""
+    seen = as_float32(simulators.reset(seed=seeds)[0])
+    steps, info = [], {}
+    for step in range(STEPS):
+        action = np.asarray(policy(agent, seen, key, np.int32(step)))
+        # No simulator resets itself, so that what follows the last step is what is stored.
+        observed, _, _, _, info = simulators.step(action)
+        then = as_float32(observed)
+        steps.append(Transition(seen["observation"], action, then["observation"], then["achieved_goal"]))
+        seen = then
+    return Episodes(jax.tree.map(lambda *leaves: np.stack(leaves), *steps), seen["desired_goal"], info["is_success"] > 0)
+
+
+def as_float32(observed: Seen) -> Seen:
+    """What the simulators show, which compute with 64 bits."""
+    return {name: values.astype(np.float32) for name, values in observed.items()}
+
+
+def evaluate(config: Config, simulators: AsyncVectorEnv, policy: Policy, agent: Agent, number: int) -> float:
+    """The share of greedy episodes that end at their goal."""
+    rounds = -(-config.eval_episodes // config.num_envs)
+    draws = [draw(config, 1, number * rounds + i) for i in range(rounds)]
+    return float(np.mean([play(simulators, policy, agent, *drawn).success for drawn in draws]))
+
+
+def train(config: Config, simulators: AsyncVectorEnv, loop: Loop, figures: dict[str, Any]) -> Iterator[Loop]:
+    """Goes on from where `figures` end, and brings them up to date at each evaluation, when it yields what it has got to."""
+    policy, greedy = (jax.jit(partial(function, config)) for function in (behave, behave_greedily))
+    learn = jax.jit(partial(store_and_learn, config), donate_argnums=0)
+    cycle_steps = config.num_envs * STEPS
+    bar = tqdm(unit="step", unit_scale=True, total=config.cycles * cycle_steps, disable=not config.progress)
+    for number in range(config.cycles // config.eval_every):
+        first, last = number * config.eval_every, (number + 1) * config.eval_every
+        if number < len(figures["success_rate"]):
+            bar.update((last - first) * cycle_steps)
+            continue
+        began = time.perf_counter()
+        losses = []
+        for cycle in range(first, last):
+            seeds, key = draw(config, 0, cycle)
+            key_play, key_learn = jax.random.split(key)
+            episodes = play(simulators, policy, loop.agent, seeds, key_play)
+            loop, cycle_losses = learn(loop, episodes.transitions, episodes.goal, key_learn)
+            losses.append(cycle_losses)
+            bar.update(cycle_steps)
+        mean_losses = np.mean(losses, axis=0)  # Waits for the last update.
+        trained = time.perf_counter()
+        success_rate = evaluate(config, simulators, greedy, loop.agent, number)
+        latest = {
+            "steps": last * cycle_steps,
+            "success_rate": success_rate,
+            "critic_loss": float(mean_losses[0]),
+            "actor_loss": float(mean_losses[1]),
+            "training_seconds": trained - began,
+            "evaluation_seconds": time.perf_counter() - trained,
+        }
+        for name, value in latest.items():
+            figures[name].append(value)
+        bar.set_postfix_str(f"success {success_rate:.2f}", refresh=False)
+        yield loop
+    bar.close()
+
+
+def training_settings(config: Config) -> dict[str, Any]:
+    """What a run must go on with."""
+    return {name: value for name, value in vars(config).items() if name not in NOT_TRAINING}
+
+
+def restore(config: Config, loop: Loop) -> tuple[Loop, dict[str, Any]]:
+    """Where an interrupted run stood, and its figures so far, by evaluation; those of a new one where nothing is saved."""
+    new = (loop, {name: [] for name in FIGURES})
+    if config.checkpoint is None:
+        return new
+    return checkpoints.restore(config.checkpoint, loop, settings=training_settings(config)) or new
+
+
+def draw_policy(config: Config, agent: Agent, path: Path, episodes: int = 6) -> None:
+    """Renders greedy episodes to a GIF."""
+    env = gymnasium.make(TASKS[config.task], render_mode="rgb_array", width=240, height=240)
+    policy = jax.jit(partial(behave_greedily, config))
+    pictures = []
+    for episode in range(episodes):
+        seeds, key = draw(config, 2, episode)
+        seen, _ = env.reset(seed=seeds[0])
+        for step in range(STEPS):
+            action = policy(agent, as_float32(seen), key, np.int32(step))
+            seen = env.step(np.asarray(action))[0]
+            pictures.append(Image.fromarray(env.render()))
+    env.close()
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, loop=0)
+
+
+def check(config: Config) -> None:
+    """Raises `ValueError` that says, in one line, what is wrong with the flags and what to give instead."""
+    require(config, "task", config.task in TASKS, f"one of {', '.join(TASKS)}")
+    check_agent(config, STEPS)
+    has_checkpoint = config.checkpoint is not None and config.checkpoint.is_dir()
+    require(config, "checkpoint", has_checkpoint or not config.play, "the folder that training saved to")
+    is_folder = config.checkpoint is None or not config.checkpoint.is_file()
+    require(config, "checkpoint", is_folder, "a folder, not a file")
+
+
+def run(config: Config, simulators: AsyncVectorEnv, loop: Loop, figures: dict[str, Any]) -> None:
+    """Trains, and keeps checkpoints, logs and results.json as it goes."""
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
+    writer = SummaryWriter(str(config.log_dir)) if config.log_dir is not None else None
+    saved = time.monotonic()
+    for latest in train(config, simulators, loop, figures):
+        steps = figures["steps"][-1]
+        is_last = steps == config.cycles * config.num_envs * STEPS
+        if config.checkpoint is not None and (is_last or time.monotonic() - saved >= config.checkpoint_seconds):
+            checkpoints.save(config.checkpoint, latest, settings=training_settings(config), notes=figures)
+            saved = time.monotonic()
+        if writer is not None:
+            for name in ("success_rate", "critic_loss", "actor_loss"):
+                writer.add_scalar(name, figures[name][-1], steps)
+            writer.flush()
+        checkpoints.replace_file(config.out / "results.json", json.dumps({"config": settings, **figures}, indent=1))
+    if writer is not None:
+        writer.close()
+
+
+def table(figures: dict[str, Any], rows: int = 15) -> str:
+    """The success rate by step, and what the run cost, as text."""
+    shown = np.unique(np.linspace(0, len(figures["steps"]) - 1, rows).round().astype(int))
+    lines = [f"{'step':>9} {'success':>8}", *(f"{figures['steps'][i]:>9,} {figures['success_rate'][i]:>8.2f}" for i in shown)]
+    lines += ["", *(f"{name:<11} {sum(figures[f'{name}_seconds']):.1f} s" for name in ("training", "evaluation"))]
+    return "\n".join(lines)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Reads the flags, and trains, or draws what was learned."""
+    config = tyro.cli(Config, args=args)
+    try:
+        check(config)
+        simulators = make_simulators(config)
+        loop, figures = restore(config, start(config, simulators))
+    except ValueError as error:
+        refuse(error, "fetch.py")
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.play:
+        simulators.close()
+        draw_policy(config, loop.agent, config.out / "policy.gif")
+        print(f"written     {config.out / 'policy.gif'}")
+        return
+    run(config, simulators, loop, figures)
+    simulators.close()
+    print(table(figures))
+    results = {"eval_steps": figures["steps"], "success_rate": [figures["success_rate"]]}
+    plot(results, f"{TASKS[config.task]}: DDPG, {goals_title(config)}", config.out / "success_rate.png")
+    print(f"written     {config.out / 'results.json'}, {config.out / 'success_rate.png'}")
+
+
+if __name__ == "__main__":
+    main()
