@@ -1,6 +1,7 @@
 """The benchmarks measure what they say that they measure."""
 
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -109,3 +110,22 @@ def test_as_many_episodes_end_as_the_row_says() -> None:
     for number in range(2):
         calls.round(number)
     assert herjax.size(calls.state) == settings.capacity, "full before the timing starts"
+
+
+def test_every_part_of_a_host_loop_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of a cycle add up; every way to store and to draw has a row, beside herjax's with one call."""
+    pytest.importorskip("gymnasium_robotics")
+    import host_loop  # noqa: PLC0415 - imports what is skipped where it is missing.
+
+    out = tmp_path / "host_loop.json"
+    agent = "--training.num-envs 2 --training.updates 2 --training.batch-size 4 --training.hidden 8 --training.capacity 1000"
+    monkeypatch.setattr(sys, "argv", ["host_loop.py", *agent.split(), "--rounds", "1", "--fill", "1", "--out", str(out)])
+    host_loop.main()
+    rows = json.loads(out.read_text())["rows"]
+    parts, cycle = rows[: len(host_loop.CYCLE)], rows[len(host_loop.CYCLE)]
+    assert cycle["what"] == "cycle"
+    assert sum(row["milliseconds"][0] for row in parts) == pytest.approx(cycle["milliseconds"][0])
+    assert all(row["milliseconds"][0] > 0 for row in rows)
+    compared = {row["system"] for row in rows if row["over_herjax"]}
+    assert {host_loop.HERJAX, host_loop.HERJAX_CALLS} < compared
+    assert compared.issuperset(host_loop.PEERS) == (importlib.util.find_spec("stable_baselines3") is not None)

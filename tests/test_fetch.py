@@ -1,0 +1,112 @@
+"""The example of Fetch: simulators in processes of their own. It forks them, so it is run as a program."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("gymnasium_robotics")
+
+import ddpg  # noqa: E402 - after what may be missing.
+import fetch  # noqa: E402
+
+SCRIPT = str(Path(__file__).parent.parent / "examples" / "fetch.py")
+TINY = ["--num-envs", "2", "--eval-every", "1", "--eval-episodes", "3", "--updates", "2", "--batch-size", "8", "--hidden", "8"]
+TINY += ["--capacity", "1000", "--checkpoint-seconds", "0", "--no-progress"]
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs the script to its end."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, SCRIPT, *flags], capture_output=True, text=True, timeout=600, check=False, env=environment
+    )
+
+
+def curve(folder: Path) -> dict[str, list[float]]:
+    """The figures of a run, but for how long it took."""
+    results = json.loads((folder / "results.json").read_text())
+    return {name: results[name] for name in ("steps", "success_rate", "critic_loss", "actor_loss")}
+
+
+def test_a_run_goes_on_where_it_was_and_shows_what_it_learned(tmp_path: Path) -> None:
+    """One cycle and then two more, from the checkpoint, are three, bit for bit; logs are written, and episodes are drawn."""
+    whole, cut, checkpoint = tmp_path / "whole", tmp_path / "cut", str(tmp_path / "checkpoint")
+    assert run(*TINY, "--cycles", "3", "--out", str(whole)).returncode == 0
+    flags = [*TINY, "--checkpoint", checkpoint, "--log-dir", str(tmp_path / "logs"), "--out", str(cut)]
+    first = run(*flags, "--cycles", "1")
+    assert first.returncode == 0, first.stderr
+    assert curve(cut)["steps"] == [100]
+    second = run(*flags, "--cycles", "3")
+    assert second.returncode == 0, second.stderr
+    assert curve(cut) == curve(whole)
+    assert curve(cut)["steps"] == [100, 200, 300]
+    assert (cut / "success_rate.png").stat().st_size > 10_000
+    assert len(list((tmp_path / "logs").glob("events*"))) == 2
+    played = run(*flags, "--cycles", "3", "--play")
+    if "OpenGL" in played.stderr or "EGL" in played.stderr:
+        pytest.skip("nothing here can render")
+    assert played.returncode == 0, played.stderr
+    assert (cut / "policy.gif").stat().st_size > 100_000
+    other = run(*flags, "--cycles", "3", "--noise", "0.1")
+    assert other.returncode == 2
+    assert "saved with noise 0.2, and noise 0.1 is asked for" in other.stderr
+
+
+@pytest.mark.parametrize(("task", "name"), fetch.TASKS.items())
+def test_rewards_and_shapes_are_the_simulators(task: str, name: str) -> None:
+    """Under drawn goals, near and far, the reward is that of the environment's `compute_reward`; episodes have 50 steps."""
+    env = gymnasium.make(name)
+    assert env.spec.max_episode_steps == fetch.STEPS, task
+    rng = np.random.default_rng(0)
+    achieved = rng.uniform(0, 1, (200, 3))
+    goals = achieved + rng.normal(0, 0.03, (200, 3))
+    expected = env.unwrapped.compute_reward(achieved, goals, {})
+    rewards = [
+        fetch.reward(ddpg.Transition(jnp.zeros(0), jnp.zeros(0), jnp.zeros(0), jnp.float32(a)), jnp.float32(g))
+        for a, g in zip(achieved, goals, strict=True)
+    ]
+    np.testing.assert_array_equal(rewards, expected)
+    assert 20 < -np.sum(expected) < 180, "both rewards occur"
+    env.close()
+
+
+def test_draws_differ_and_repeat() -> None:
+    """Each kind and number of episodes has seeds and a key of its own, the same whenever it is asked for."""
+    config = fetch.Config(num_envs=3)
+    drawn = [fetch.draw(config, kind, number)[0] for kind in range(3) for number in range(20)]
+    assert len(np.unique(drawn)) == 3 * 3 * 20
+    again, key = fetch.draw(config, 1, 7)
+    assert again == drawn[27]
+    assert key == fetch.draw(config, 1, 7)[1]
+    assert fetch.draw(fetch.Config(seed=1, num_envs=3), 1, 7)[0] != again
+
+
+@pytest.mark.slow
+def test_it_reaches_within_15_000_steps(tmp_path: Path) -> None:
+    """The default run: 99 of 100 goals of FetchReach at the end."""
+    assert run("--no-progress", "--out", str(tmp_path)).returncode == 0
+    results = curve(tmp_path)
+    assert results["steps"][-1] == 15_000
+    assert results["success_rate"][-1] >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        (["--task", "lift"], "--task is lift; give one of reach, push, pick_and_place, slide."),
+        (["--play"], "--checkpoint is None; give the folder that training saved to."),
+        (["--cycles", "7"], "--cycles is 7; give a multiple of --eval-every, 5."),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(flags: list[str], remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The flag, its value and the remedy are named."""
+    with pytest.raises(SystemExit):
+        fetch.main(flags)
+    assert capsys.readouterr().err == f"fetch.py: {remedy}\n"
