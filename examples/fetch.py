@@ -8,8 +8,8 @@ python examples/fetch.py                                # FetchReach: half a min
 python examples/fetch.py --task push --num-envs 16 --batch-size 1024 --cycles 1000 --eval-every 25 --checkpoint results/push
 python examples/fetch.py <the same flags> --play        # draws what was learned, without a display
 
-A run with --checkpoint can be killed and started again: it goes on where it was. Smaller batches learn FetchPush far more slowly;
-the paper's 1024 come from eight workers.
+A run with --checkpoint can be killed and started again: it goes on where it was. With smaller batches FetchPush is learned far
+more slowly: the paper's eight workers of 128 transitions each make 1024.
 """
 
 import dataclasses
