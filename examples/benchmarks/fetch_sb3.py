@@ -34,12 +34,14 @@ class Config:
 
     seed: int = 0
     """Where all randomness starts."""
-    cycles: int = 2500
+    cycles: int = 500
     """Cycles of an episode in each simulator, then updates; a multiple of eval-every."""
     num_envs: int = 16
     """Simulators, each in a process."""
-    updates: int = 80
+    updates: int = 40
     """Updates of a cycle."""
+    batch_size: int = 1024
+    """Transitions in an update."""
     normalize: bool = True
     """Whether inputs are normalised."""
     eval_every: int = 25
@@ -65,7 +67,7 @@ def make_model(config: Config, env: VecEnv) -> DDPG:
         learning_rate=1e-3,
         buffer_size=1_000_000,
         learning_starts=config.num_envs * STEPS - 1,  # With the first cycle: only past this number of steps.
-        batch_size=256,
+        batch_size=config.batch_size,
         tau=1 - TARGET_DECAY ** (1 / config.updates),
         gamma=0.98,
         train_freq=(STEPS, "step"),
