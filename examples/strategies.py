@@ -114,7 +114,7 @@ def plot(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     task = "PlanarPush" if config.task == "push" else f"{config.flip.num_bits} bits"
     panels[0].set_ylabel(f"success, {task}, {config.training.seeds} seeds")
-    panels[1].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
