@@ -249,8 +249,8 @@ def check(config: Config) -> None:
     """Raises `ValueError` that says, in one line, what is wrong with the flags and what to give instead."""
     require(config, "task", config.task in TASKS, f"one of {', '.join(TASKS)}")
     check_agent(config, STEPS)
-    has_checkpoint = config.checkpoint is not None and config.checkpoint.is_dir()
-    require(config, "checkpoint", has_checkpoint or not config.play, "the folder that training saved to")
+    require(config, "seed", config.seed >= 0, "a number >= 0")
+    require(config, "checkpoint", config.checkpoint is not None or not config.play, "the folder that training saved to")
     is_folder = config.checkpoint is None or not config.checkpoint.is_file()
     require(config, "checkpoint", is_folder, "a folder, not a file")
 
@@ -290,6 +290,8 @@ def main(args: Sequence[str] | None = None) -> None:
         check(config)
         simulators = make_simulators(config)
         loop, figures = restore(config, start(config, simulators))
+        has_something = not config.play or bool(figures["steps"])
+        require(config, "checkpoint", has_something, "a folder that something was saved to, to be played")
     except ValueError as error:
         refuse(error, "fetch.py")
     config.out.mkdir(parents=True, exist_ok=True)

@@ -49,14 +49,17 @@ def test_a_run_goes_on_where_it_was_and_shows_what_it_learned(tmp_path: Path) ->
     assert curve(cut)["steps"] == [100, 200, 300]
     assert (cut / "success_rate.png").stat().st_size > 10_000
     assert len(list((tmp_path / "logs").glob("events*"))) == 2
+    other = run(*flags, "--cycles", "3", "--noise", "0.1")
+    assert other.returncode == 2
+    assert "saved with noise 0.2, and noise 0.1 is asked for" in other.stderr
+    empty = run(*TINY, "--cycles", "3", "--play", "--checkpoint", str(tmp_path / "empty"))
+    assert empty.returncode == 2
+    assert "empty; give a folder that something was saved to" in empty.stderr
     played = run(*flags, "--cycles", "3", "--play")
     if "OpenGL" in played.stderr or "EGL" in played.stderr:
         pytest.skip("nothing here can render")
     assert played.returncode == 0, played.stderr
     assert (cut / "policy.gif").stat().st_size > 100_000
-    other = run(*flags, "--cycles", "3", "--noise", "0.1")
-    assert other.returncode == 2
-    assert "saved with noise 0.2, and noise 0.1 is asked for" in other.stderr
 
 
 @pytest.mark.parametrize(("task", "name"), fetch.TASKS.items())
@@ -102,6 +105,7 @@ def test_it_reaches_within_15_000_steps(tmp_path: Path) -> None:
     [
         (["--task", "lift"], "--task is lift; give one of reach, push, pick_and_place, slide."),
         (["--play"], "--checkpoint is None; give the folder that training saved to."),
+        (["--seed", "-1"], "--seed is -1; give a number >= 0."),
         (["--cycles", "7"], "--cycles is 7; give a multiple of --eval-every, 5."),
     ],
 )
