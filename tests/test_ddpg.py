@@ -79,7 +79,8 @@ def test_targets_are_the_papers(bias: float, key: jax.Array) -> None:
     config = dataclasses.replace(TINY, discount=0.9)
     loop, _ = filled(config, key)
     critic = jax.tree.map(lambda leaf: leaf + (bias if leaf.shape == (1,) else 0.1), loop.agent.networks.critic)
-    agent = loop.agent.replace(targets=loop.agent.networks._replace(critic=critic))
+    actor = jax.tree.map(lambda leaf: leaf + 0.1, loop.agent.networks.actor)
+    agent = loop.agent.replace(targets=ddpg.Networks(actor, critic))
     sample = herjax.sample(loop.buffer, key, 64)
     observation, goal = (
         np.clip((leaf - statistics.mean) / np.maximum(np.sqrt(statistics.variance), 0.01), -5, 5)
@@ -129,19 +130,21 @@ def test_the_critic_learns_nothing_from_the_actors_loss(key: jax.Array) -> None:
     jax.tree.map(np.testing.assert_array_equal, learned.networks.critic, agent.networks.critic)
 
 
-def test_episodes_are_what_the_environments_played(key: jax.Array) -> None:
+@pytest.mark.parametrize(("task", "achieved"), [("push", slice(2, 4)), ("reach", slice(0, 2))])
+def test_episodes_are_what_the_environments_played(task: str, achieved: slice, key: jax.Array) -> None:
     """Each step goes on from the last, under one goal; success is that of the last step; greedy episodes have no noise."""
-    agent = ddpg.start(TINY, key).agent
-    episodes = ddpg.play(TINY, agent, key, episodes=3, greedy=True)
+    config = dataclasses.replace(TINY, task=task)
+    agent = ddpg.start(config, key).agent
+    episodes = ddpg.play(config, agent, key, episodes=3, greedy=True)
     t = episodes.transitions
     assert t.action.shape == (50, 3, 2)
     np.testing.assert_array_equal(t.observation[1:], t.next_observation[:-1])
-    np.testing.assert_array_equal(t.achieved_goal, t.next_observation[..., 2:4])
+    np.testing.assert_array_equal(t.achieved_goal, t.next_observation[..., achieved])  # After the action: the disc moves.
     np.testing.assert_array_equal(episodes.states.goal, np.broadcast_to(episodes.goal, (50, 3, 2)))
     reached = np.linalg.norm(t.achieved_goal[-1] - episodes.goal, axis=-1) < 0.05
     np.testing.assert_array_equal(episodes.success, reached)
-    np.testing.assert_allclose(t.action, ddpg.act(TINY, agent, t.observation, episodes.goal[None].repeat(50, 0)), atol=1e-6)
-    noisy = ddpg.play(TINY, agent, key, episodes=3, greedy=False).transitions
+    np.testing.assert_allclose(t.action, ddpg.act(config, agent, t.observation, episodes.goal[None].repeat(50, 0)), atol=1e-6)
+    noisy = ddpg.play(config, agent, key, episodes=3, greedy=False).transitions
     assert (np.abs(noisy.action) <= 1).all()
     assert not np.allclose(noisy.action, t.action)
 
