@@ -15,14 +15,13 @@ more slowly: the paper's eight workers of 128 transitions each make 1024.
 import dataclasses
 import json
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
-
-os.environ.setdefault("MUJOCO_GL", "egl")  # Renders without a display. MuJoCo reads it when it is imported.
 
 import gymnasium
 import gymnasium_robotics
@@ -231,6 +230,8 @@ def restore(config: Config, loop: Loop) -> tuple[Loop, dict[str, Any]]:
 
 def draw_policy(config: Config, agent: Agent, path: Path, episodes: int = 6) -> None:
     """Renders greedy episodes to a GIF."""
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # Renders without a display; set here, as only rendering needs it.
     env = gymnasium.make(TASKS[config.task], render_mode="rgb_array", width=240, height=240)
     policy = jax.jit(partial(behave_greedily, config))
     pictures = []
@@ -249,7 +250,6 @@ def check(config: Config) -> None:
     """Raises `ValueError` that says, in one line, what is wrong with the flags and what to give instead."""
     require(config, "task", config.task in TASKS, f"one of {', '.join(TASKS)}")
     check_agent(config, STEPS)
-    require(config, "seed", config.seed >= 0, "a number >= 0")
     require(config, "checkpoint", config.checkpoint is not None or not config.play, "the folder that training saved to")
     is_folder = config.checkpoint is None or not config.checkpoint.is_file()
     require(config, "checkpoint", is_folder, "a folder, not a file")
@@ -270,9 +270,15 @@ def run(config: Config, simulators: AsyncVectorEnv, loop: Loop, figures: dict[st
             for name in ("success_rate", "critic_loss", "actor_loss"):
                 writer.add_scalar(name, figures[name][-1], steps)
             writer.flush()
-        checkpoints.replace_file(config.out / "results.json", json.dumps({"config": settings, **figures}, indent=1))
+        write(settings, figures, config.out)
+    write(settings, figures, config.out)  # Where nothing was left to train, too.
     if writer is not None:
         writer.close()
+
+
+def write(settings: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
+    """Writes results.json."""
+    checkpoints.replace_file(folder / "results.json", json.dumps({"config": settings, **figures}, indent=1))
 
 
 def table(figures: dict[str, Any], rows: int = 15) -> str:

@@ -29,6 +29,8 @@ import ddpg
 
 LINES = ("--", ":", "-.")
 """Of what has no k to vary."""
+MEAN_OF = 5
+"""Evaluations in a row whose mean counts as a success rate reached."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,12 @@ def cells(config: Config) -> list[Cell]:
     return found
 
 
+def evaluations(config: Config) -> int:
+    """Of each run."""
+    training = config.training
+    return (training.steps if isinstance(training, bitflip.Config) else training.cycles) // training.eval_every
+
+
 def success_rates(config: Config, cell: Cell) -> np.ndarray:
     """The success of each seed at each evaluation, float [seeds, E]."""
     training = dataclasses.replace(config.training, **cell.changes)
@@ -87,7 +95,7 @@ def row(cell: Cell, rates: np.ndarray) -> dict[str, Any]:
     return {
         "strategy": cell.name,
         "num_goals": cell.num_goals,
-        "highest": np.stack([rates[:, i : i + 5].mean(axis=1) for i in range(rates.shape[1] - 4)]).max(axis=0).tolist(),
+        "highest": np.lib.stride_tricks.sliding_window_view(rates, MEAN_OF, axis=1).mean(axis=2).max(axis=1).tolist(),
         "over_training": rates.mean(axis=1).tolist(),
         "success_rate": rates.tolist(),
     }
@@ -124,10 +132,19 @@ def main(args: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, args=args)
     try:
         bitflip.require(config, "task", config.task in ("flip", "push"), "flip or push")
+        bitflip.require(config, "num_goals", min(config.num_goals, default=0) >= 1, "numbers >= 1")
         check = ddpg.check if config.task == "push" else bitflip.check
-        check(config.training)
+        for cell in cells(config):
+            check(dataclasses.replace(config.training, **cell.changes))
+        if evaluations(config) < MEAN_OF:
+            raise ValueError(
+                f"there are {evaluations(config)} evaluations; train longer or evaluate more often: {MEAN_OF} at least."
+            )
+        if config.flip.checkpoint is not None:
+            raise ValueError("--flip.checkpoint keeps one setting's training; leave it out.")
     except ValueError as error:
         bitflip.refuse(error, "strategies.py")
+    config.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     print(f"{'strategy':>11} {'k':>3} {'highest':>15} {'over training':>15}")
     for cell in tqdm(cells(config), unit="setting"):
@@ -137,7 +154,6 @@ def main(args: Sequence[str] | None = None) -> None:
         rows.append(row(cell, success_rates(config, cell)))
         figures = (f"{np.mean(rows[-1][name]):8.2f} +- {np.std(rows[-1][name]):.2f}" for name in ("highest", "over_training"))
         tqdm.write(f"{cell.name:>11} {cell.num_goals or '-':>3} {' '.join(figures)}")
-    config.out.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config.training).items()}
     (config.out / "strategies.json").write_text(json.dumps({"training": settings, "rows": rows}, indent=1))
     plot(config, rows, config.out / "strategies.png")

@@ -150,11 +150,16 @@ def test_episodes_are_what_the_environments_played(task: str, achieved: slice, k
 
 
 def test_exploration_is_random_as_often_as_asked(key: jax.Array) -> None:
-    """Of 20,000 actions of 0 a share of epsilon is uniform, the others normal: their fourth and second moments tell."""
+    """Of 20,000 actions of 0 a share of epsilon is uniform in both components, the others are normal: their moments tell."""
     config = dataclasses.replace(TINY, epsilon=0.3, noise=0.2)
     actions = np.asarray(ddpg.explore(config, jnp.zeros((20_000, 2)), key))
-    far = (np.abs(actions) > 0.9).mean()  # Normal ones, at 4.5 deviations, never are.
-    assert abs(far - 0.3 * 0.1) < 5 * np.sqrt(0.03 / 40_000) * np.sqrt(2)
+    variance = 0.3 / 3 + 0.7 * 0.2**2
+    assert abs(actions.mean()) < 5 * np.sqrt(variance / 40_000)
+    fourth = 0.3 / 5 + 0.7 * 3 * 0.2**4
+    assert abs((actions**2).mean() - variance) < 5 * np.sqrt((fourth - variance**2) / 40_000) * np.sqrt(2)
+    # Beyond 0.9 are only random actions, as normal ones are at 4.5 deviations: both components with probability 0.1 * 0.1.
+    far = (np.abs(actions) > 0.9).all(axis=1).mean()
+    assert abs(far - 0.3 * 0.01) < 5 * np.sqrt(0.003 / 20_000)
     assert ddpg.explore(dataclasses.replace(config, epsilon=0.0, noise=0.0), jnp.full((5, 2), 0.25), key) == pytest.approx(0.25)
 
 
@@ -201,6 +206,7 @@ def test_the_script_writes_its_results_and_pictures(tmp_path: Path, capsys: pyte
         (["--strategy", "past"], "--strategy is past; give one of future, final, episode, random."),
         (["--capacity", "799"], "--capacity is 799; give room for an episode in each environment, 800, at least."),
         (["--seeds", "0"], "--seeds is 0; give at least 1."),
+        (["--seed", str(2**32)], "--seed is 4294967296; give a number from 0 to 2^32 - 1."),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(flags: list[str], remedy: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,12 @@ def test_pushing_is_compared_to_shaped_rewards_too(tmp_path: Path, monkeypatch: 
     ("flags", "remedy"),
     [
         (["--task", "slide"], "--task is slide; give flip or push."),
+        (["--strategies", "past"], "--strategy is past; give one of future, final, episode, random."),
+        (["--num-goals", "0", "4"], "--num-goals is (0, 4); give numbers >= 1."),
+        (
+            ["--task", "push", "--push.cycles", "40"],
+            "there are 4 evaluations; train longer or evaluate more often: 5 at least.",
+        ),
         (["--task", "push", "--push.cycles", "7"], "--cycles is 7; give a multiple of --eval-every, 10."),
     ],
 )

@@ -109,24 +109,25 @@ class Training:
         """Plays and trains."""
         agent, buffer = self._loop
         seeds, key = fetch.draw(self._config, 0, number)
-        episodes = self._play(agent, seeds, key)
+        key_play, key_goals, key_sample = jax.random.split(key, 3)
+        episodes = self._play(agent, seeds, key_play)
         times = self._watch.rounds[-1]
         times[COPY] = times[PLAY] - times[SIMULATE] - times[ACT]
-        buffer = self._store(buffer, episodes.transitions, episodes.goal, key)
-        agent = self._update(agent, episodes, self._sample(buffer, key, np.int32(0)))
+        buffer = self._store(buffer, episodes.transitions, episodes.goal, key_goals)
+        agent = self._update(agent, episodes, self._sample(buffer, key_sample, np.int32(0)))
         self._loop = ddpg.Loop(agent, buffer)
         return episodes
 
     def again(self, episodes: fetch.Episodes, number: int) -> None:
         """Stores step by step and draws batch by batch, and then does it all in one call, as fetch.py does."""
         agent, buffer = self._loop
-        _, key = fetch.draw(self._config, 0, number)
+        key_goals, key_sample, key_train = jax.random.split(fetch.draw(self._config, 2, number)[1], 3)
         for step in zip(*episodes.transitions, strict=True):
             buffer = self._add(buffer, ddpg.Transition(*step))
-        buffer = self._end_episode(buffer, episodes.goal, key)
+        buffer = self._end_episode(buffer, episodes.goal, key_goals)
         for batch in range(self._config.updates):
-            self._sample_batch(buffer, key, np.int32(batch))
-        self._loop, _ = self._train(ddpg.Loop(agent, buffer), episodes.transitions, episodes.goal, key)
+            self._sample_batch(buffer, key_sample, np.int32(batch))
+        self._loop, _ = self._train(ddpg.Loop(agent, buffer), episodes.transitions, episodes.goal, key_train)
 
     def fill(self, episodes: fetch.Episodes, times: int) -> None:
         """Stores the same episodes again and again."""
