@@ -1,10 +1,11 @@
 """herjax: Hindsight Experience Replay inside the training loop. One immutable state, and pure jitted functions."""
 
-from herjax.buffer import Sample, add, end_episode, sample
+from herjax.buffer import add, end_episode, init
 from herjax.invariants import check
 from herjax.prioritized import update_priorities
 from herjax.relabel import geometric
-from herjax.state import BufferState, can_sample, init, size
+from herjax.sampling import Sample, sample
+from herjax.state import BufferState, after, can_sample, size
 from herjax.version import __version__
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Sample",
     "__version__",
     "add",
+    "after",
     "can_sample",
     "check",
     "end_episode",

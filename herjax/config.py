@@ -1,4 +1,4 @@
-"""What decides a buffer's shapes and behaviour, and the mistakes that can be made in saying it."""
+"""A buffer's static settings, and the checks on them."""
 
 import dataclasses
 from numbers import Real
@@ -7,38 +7,34 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from herjax.relabel import RANDOM, STRATEGIES, Goal, GoalFn, Quantile, RewardFn, StrategyFn, TerminatedFn, Transition
-from herjax.rows import Layout, Pytree
-
-INT32_MAX = 2**31 - 1
+from herjax.relabel import RANDOM, STRATEGIES, Goal, GoalFn, Quantile, RewardFn, StrategyFn, TerminatedFn
+from herjax.rows import INT32_MAX, Layout, Pytree
 
 
 class Copy(NamedTuple):
-    """What a copy adds to its transition."""
+    """What an index stores with `relabel="episode_end"`: a transition's copy under one goal, without the transition."""
 
     goal: Goal
-    reward: jax.Array  # []
+    reward: jax.Array  # [], in `reward_fn`'s dtype.
     terminated: jax.Array | None  # bool []
 
 
-class Stored(NamedTuple):
-    """What a row holds beside its copies."""
+class Visit(NamedTuple):
+    """What an index stores with `relabel="sample"`: what it takes to draw a goal and to recompute the reward."""
 
-    transition: Transition
-    slot: jax.Array | None  # int32 []; that of the transition's episode, with `relabel="sample"`.
-
-
-class Episode(NamedTuple):
-    """What a slot holds."""
-
-    goal: Goal  # The goal that was pursued.
-    end: jax.Array  # int32 []; where in its ring the episode ends, and the next one begins.
+    goal: Goal  # The goal that the episode pursued.
+    step: jax.Array  # int32 []; of the transition in its episode.
+    length: jax.Array  # int32 []; transitions of the episode.
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides shapes and behaviour; static."""
+    """Everything that decides shapes and behaviour. Static; what `init` documents has the meaning that it has there.
 
+    Raises `ValueError` or `TypeError`, as `init` does.
+    """
+
+    transition: Layout
     capacity: int
     max_episode_length: int
     goal_fn: GoalFn
@@ -50,11 +46,32 @@ class Config:
     priority_exponent: float | None
     priority_epsilon: float
     num_envs: int | None
-    transition: Layout
-    goal: Layout
-    stored: Layout
-    copy: Layout
-    episode: Layout
+    goal: Layout = dataclasses.field(init=False)
+    copy: Layout = dataclasses.field(init=False)  # Of `Copy`.
+    stored: Layout = dataclasses.field(init=False)  # Of what an index stores, `Copy` or `Visit`.
+
+    def __post_init__(self) -> None:
+        """Checks every setting, and derives the layouts."""
+        if self.relabel not in ("episode_end", "sample"):
+            raise ValueError(f"relabel is {self.relabel!r}; give 'episode_end' or 'sample'.")
+        check_whole("max_episode_length", self.max_episode_length, 1)
+        check_whole("num_goals", self.num_goals, 0)
+        _check_capacity(self.capacity, self.max_episode_length, self.num_envs)
+        if self.priority_exponent is not None:
+            _check_number("priority_exponent", self.priority_exponent)
+        _check_number("priority_epsilon", self.priority_epsilon)
+        if self.strategy == "final":
+            object.__setattr__(self, "num_goals", min(self.num_goals, 1))
+        object.__setattr__(self, "strategy", _strategy(self.strategy))
+        for name, layout in _layouts(self).items():
+            object.__setattr__(self, name, layout)
+        # An offset is added to before it is wrapped, by an episode's steps at most.
+        last_index = self.envs * (self.rows_per_env + self.max_episode_length) * self.num_copies
+        if last_index > INT32_MAX:
+            raise ValueError(
+                f"capacity {self.capacity} with num_goals {self.num_goals} takes indices up to {last_index}, more than an int32 "
+                "can name; give a smaller capacity or num_goals."
+            )
 
     @property
     def envs(self) -> int:
@@ -72,25 +89,20 @@ class Config:
         return 1 if self.relabels_when_sampled else 1 + self.num_goals
 
     @property
-    def evicts_episodes(self) -> bool:
-        """Whether an episode must be whole for a goal of it to be drawn, so that only whole ones make room."""
-        backward = callable(self.strategy) and not (isinstance(self.strategy, Quantile) and self.strategy.looks_ahead)
-        return self.relabels_when_sampled and self.num_goals > 0 and backward
-
-    @property
     def capacity_per_env(self) -> int:
         """The most finished transitions of one environment."""
         return self.capacity // self.envs
 
     @property
     def rows_per_env(self) -> int:
-        """Rows of one environment's ring; an episode that must stay whole needs some beyond the capacity."""
-        return self.capacity_per_env + (self.max_episode_length if self.evicts_episodes else 0)
+        """Rows of one environment's ring.
 
-    @property
-    def slots_per_env(self) -> int:
-        """Enough for an episode a transition, and for that before the oldest, which says where the oldest begins."""
-        return self.capacity_per_env + 1
+        Where a goal may come from an earlier step, whenever it is drawn, an episode's rows beyond the capacity keep the steps of
+        the oldest episode that have made room.
+        """
+        looks_back = callable(self.strategy) and not (isinstance(self.strategy, Quantile) and self.strategy.looks_ahead)
+        spare = self.relabels_when_sampled and self.num_goals > 0 and looks_back
+        return self.capacity_per_env + (self.max_episode_length if spare else 0)
 
     @property
     def num_rows(self) -> int:
@@ -98,82 +110,26 @@ class Config:
         return self.envs * self.rows_per_env
 
 
-def make_config(
-    transition: Transition,
-    *,
-    capacity: int,
-    max_episode_length: int,
-    goal_fn: GoalFn,
-    reward_fn: RewardFn,
-    terminated_fn: TerminatedFn | None,
-    strategy: str | StrategyFn,
-    num_goals: int,
-    relabel: str,
-    priority_exponent: float | None,
-    priority_epsilon: float,
-    num_envs: int | None,
-) -> Config:
-    """The configuration that `herjax.init` is asked for; raises as it does."""
-    if relabel not in ("episode_end", "sample"):
-        raise ValueError(f"relabel is {relabel!r}; give 'episode_end' or 'sample'.")
-    check_whole("max_episode_length", max_episode_length, 1)
-    check_whole("num_goals", num_goals, 0)
-    _check_capacity(capacity, max_episode_length, num_envs)
-    if priority_exponent is not None:
-        _check_number("priority_exponent", priority_exponent)
-    _check_number("priority_epsilon", priority_epsilon)
-
-    config = Config(
-        capacity=capacity,
-        max_episode_length=max_episode_length,
-        goal_fn=goal_fn,
-        reward_fn=reward_fn,
-        terminated_fn=terminated_fn,
-        strategy=_strategy(strategy),
-        num_goals=min(num_goals, 1) if strategy == "final" else num_goals,
-        relabel=relabel,
-        priority_exponent=priority_exponent,
-        priority_epsilon=priority_epsilon,
-        num_envs=num_envs,
-        **_layouts(transition, goal_fn, reward_fn, terminated_fn, relabel == "sample"),
-    )
-    # Places are added to before they are taken around the ring, by an episode's steps at most.
-    last_index = config.envs * (config.rows_per_env + max_episode_length) * config.num_copies
-    if last_index > INT32_MAX:
-        raise ValueError(
-            f"capacity {capacity} with num_goals {num_goals} takes indices up to {last_index}, more than an int32 can name; "
-            "give a smaller capacity or num_goals."
-        )
-    return config
-
-
-def _layouts(
-    transition: Transition, goal_fn: GoalFn, reward_fn: RewardFn, terminated_fn: TerminatedFn | None, has_slots: bool
-) -> dict[str, Layout]:
-    """How everything is stored, by the names in `Config`."""
-    transition_layout = Layout.of("transition", transition)
-    if not transition_layout.leaves:
-        raise ValueError(f"transition is {transition!r}, which holds no array; give a pytree with at least one leaf.")
-    example = transition_layout.struct()
-    goal_layout = Layout.of("goal", jax.eval_shape(goal_fn, example))
-    if not any(leaf.words for leaf in goal_layout.leaves):
+def _layouts(config: Config) -> dict[str, Layout]:
+    """The layouts that follow from the transition's and the user's functions, by their names in `Config`."""
+    if not config.transition.leaves:
+        raise ValueError("transition holds no array; give a pytree with at least one leaf.")
+    example = config.transition.struct()
+    goal = Layout.of("goal", jax.eval_shape(config.goal_fn, example))
+    if not goal.words:
         raise ValueError("goal_fn returns no element; return the goal that the transition achieved.")
-    reward = jax.eval_shape(reward_fn, example, goal_layout.struct())
+    reward = jax.eval_shape(config.reward_fn, example, goal.struct())
     _check_scalar("reward_fn", reward)
     terminated = None
-    if terminated_fn is not None:
-        terminated = jax.eval_shape(terminated_fn, example, goal_layout.struct())
+    if config.terminated_fn is not None:
+        terminated = jax.eval_shape(config.terminated_fn, example, goal.struct())
         _check_scalar("terminated_fn", terminated)
         if terminated.dtype != jnp.bool_:
             raise TypeError(f"terminated_fn returns dtype {terminated.dtype}; return a bool.")
+    copy = Layout.of("copy", Copy(goal.struct(), reward, terminated))
     number: Pytree = jax.ShapeDtypeStruct((), jnp.int32)
-    return {
-        "transition": transition_layout,
-        "goal": goal_layout,
-        "stored": Layout.of("stored", Stored(example, number if has_slots else None)),
-        "copy": Layout.of("copy", Copy(goal_layout.struct(), reward, terminated)),
-        "episode": Layout.of("episode", Episode(goal_layout.struct(), number)),
-    }
+    visit = Layout.of("visit", Visit(goal.struct(), number, number))
+    return {"goal": goal, "copy": copy, "stored": visit if config.relabels_when_sampled else copy}
 
 
 def _check_capacity(capacity: int, max_episode_length: int, num_envs: int | None) -> None:

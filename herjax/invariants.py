@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from herjax import prioritized, sum_tree
-from herjax.config import Copy, Episode
-from herjax.rows import Layout, Pytree, Rows
-from herjax.state import BufferState, Slots, empty
+from herjax.config import Config, Copy, Visit
+from herjax.rows import Layout, Pytree
+from herjax.state import BufferState, empty
 
 Values: TypeAlias = np.ndarray | jax.Array | int
 """What is on the host; a state says that its arrays are JAX's."""
@@ -25,9 +25,9 @@ def check(state: BufferState) -> None:
     """Raises where a state is broken: damaged on the way, or poisoned by what it was given.
 
     In this order: every array has its shape and dtype; counters are not negative; each environment's transitions fit its ring;
-    no transition or goal held is NaN, and every reward is finite; each transition belongs to an episode whose end is known
-    (with `relabel="sample"`); all that is held has a priority in range, nothing else has one, and each sum of the tree is that
-    of its children.
+    no transition or goal held is NaN, and every reward is finite; with `relabel="sample"`, the steps held are those of episodes
+    one after another, the last of which is over; all that is held has a priority in range, nothing else has one, and each sum of
+    the tree is that of its children.
 
     It reads the whole state, on the CPU, and calls none of the user's functions: a wrong reward that is finite it cannot see.
 
@@ -86,15 +86,14 @@ def _check_buffer(state: BufferState) -> None:
     for name in ("num_dropped", "num_rejected"):
         _require(bool(getattr(state, name) >= 0), f"state.{name}", getattr(state, name), "be >= 0")
     _check_windows(state)
-    places = np.arange(config.rows_per_env)[None]
-    held = np.ravel((state.head[:, None] - 1 - places) % config.rows_per_env < state.held[:, None])  # [R]
-    running = np.ravel((places - state.head[:, None]) % config.rows_per_env < state.pending[:, None])
+    offsets = np.arange(config.rows_per_env)[None]
+    held = np.ravel((state.head[:, None] - 1 - offsets) % config.rows_per_env < state.held[:, None])  # [R]
+    running = np.ravel((offsets - state.head[:, None]) % config.rows_per_env < state.pending[:, None])
     copies_held = np.repeat(held, config.num_copies)
-    _check_values("row", _sound_transitions(config.stored, state.transitions), held | running)
-    if state.copies is not None:
-        _check_values("index", _sound_copies(config.copy, state.copies), copies_held)
-    if state.slots is not None:
-        _check_slots(state, state.slots)
+    _check_values("row", _sound_transitions(config, state.transitions), held | running)
+    _check_values("index", _sound_copies(config, state.copies), copies_held)
+    if config.relabels_when_sampled:
+        _check_steps(state)
     if state.tree is not None:
         _check_priorities(state, state.tree, copies_held)
 
@@ -103,28 +102,35 @@ def _check_windows(state: BufferState) -> None:
     config = state.config
     for name, values, most, due_to in (
         ("head", state.head, config.rows_per_env - 1, "rows of an environment, less one"),
-        ("held", state.held, config.capacity_per_env, "capacity of an environment"),
         ("pending", state.pending, config.max_episode_length, "max_episode_length"),
-        ("held + pending", state.held + state.pending, config.rows_per_env, "rows of an environment"),
+        ("held", state.held, config.capacity_per_env, "capacity of an environment"),
+        ("held + pending", state.held + state.pending, config.capacity_per_env, "capacity of an environment"),
     ):
         _require((values >= 0) & (values <= most), f"state.{name} of environment", values, f"lie in 0 .. {most}, the {due_to}")
 
 
+def _rows(layout: Layout, words: jax.Array) -> jax.Array:
+    """Every row of a layout, uint32 [rows, words], of the words of all of them."""
+    return words.reshape(-1, layout.words)
+
+
 @partial(jax.jit, static_argnums=0)
-def _sound_transitions(layout: Layout, rows: Rows) -> Pytree:
+def _sound_transitions(config: Config, words: jax.Array) -> Pytree:
     """Whether each leaf of each stored transition holds no NaN: bool [R] each."""
-    return jax.vmap(lambda row: {"transition": jax.tree.map(_holds_no_nan, layout.unpack(row).transition)})(rows)
+    layout = config.transition
+    return jax.vmap(lambda row: {"transition": jax.tree.map(_holds_no_nan, layout.unpack(row))})(_rows(layout, words))
 
 
 @partial(jax.jit, static_argnums=0)
-def _sound_copies(layout: Layout, rows: Rows) -> Pytree:
-    """Whether each copy's goal holds no NaN and its reward is finite: bool [R * K] each."""
+def _sound_copies(config: Config, words: jax.Array) -> Pytree:
+    """Whether each index's goal holds no NaN, and its reward, where it has one, is finite: bool [R * K] each."""
 
-    def sound(row: Rows) -> dict[str, Pytree]:
-        copy: Copy = layout.unpack(row)
-        return {"goal": jax.tree.map(_holds_no_nan, copy.goal), "reward": jnp.isfinite(copy.reward)}
+    def sound(row: jax.Array) -> dict[str, Pytree]:
+        stored: Copy | Visit = config.stored.unpack(row)
+        found = {"goal": jax.tree.map(_holds_no_nan, stored.goal)}
+        return found | {"reward": jnp.isfinite(stored.reward)} if isinstance(stored, Copy) else found
 
-    return jax.vmap(sound)(rows)
+    return jax.vmap(sound)(_rows(config.stored, words))
 
 
 def _holds_no_nan(leaf: jax.Array) -> jax.Array:
@@ -142,55 +148,27 @@ def _check_values(axis: str, sound: Pytree, there: np.ndarray) -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def _slots_of(layout: Layout, rows: Rows) -> jax.Array:
-    """The slot of each stored transition, int32 [R]."""
-    slots: jax.Array = jax.vmap(lambda row: layout.unpack(row).slot)(rows)
-    return slots
+def _visits(config: Config, words: jax.Array) -> Visit:
+    """What every index stores: each leaf [R, ...]."""
+    visits: Visit = jax.vmap(config.stored.unpack)(_rows(config.stored, words))
+    return visits
 
 
-@partial(jax.jit, static_argnums=0)
-def _episodes_of(layout: Layout, rows: Rows) -> tuple[jax.Array, Pytree]:
-    """Where the episode in each slot ends, int32 [slots], and whether each leaf of its goal holds no NaN, bool [slots] each."""
-
-    def of(row: Rows) -> tuple[jax.Array, Pytree]:
-        episode: Episode = layout.unpack(row)
-        return episode.end, {"goal": jax.tree.map(_holds_no_nan, episode.goal)}
-
-    ends_and_sound: tuple[jax.Array, Pytree] = jax.vmap(of)(rows)
-    return ends_and_sound
-
-
-def _check_slots(state: BufferState, slots: Slots) -> None:
-    """Checks that each environment's transitions have the slots of episodes each of which begins where the one before ends."""
+def _check_steps(state: BufferState) -> None:
+    """Checks that what each environment holds is the steps of whole episodes one after another, but for the oldest's first."""
     config = state.config
-    turns, rows, longest = config.slots_per_env, config.rows_per_env, config.max_episode_length
-    slot_of = np.asarray(_slots_of(config.stored, state.transitions))
-    ends, sound = jax.tree.map(np.asarray, _episodes_of(config.episode, slots.episodes))
+    visits = _visits(config, state.copies)
     for env in range(config.envs):
-        head, held, pending, running = (int(leaf[env]) for leaf in (state.head, state.held, state.pending, slots.running))
-        first = env * turns
-        in_range = first <= running < first + turns
-        _require(in_range, f"state.slots.running of environment {env}", running, f"be one of the {turns} of that environment")
-        before = first + (running - first - 1 - np.arange(turns)) % turns  # Slots of finished episodes, youngest first.
-        _require(ends[before[0]] == head, f"end of the episode in slot {before[0]}", ends[before[0]], f"be head, {head}")
-        lengths = 1 + (ends[before[:-1]] - ends[before[1:]] - 1) % rows
-        reach = np.cumsum(lengths)
-        number = int(np.searchsorted(reach, held)) + (held > 0)  # Of episodes that something is held of.
-        too_long = np.flatnonzero(lengths[:number] > longest)
-        if too_long.size:
-            slot, length = before[too_long[0]], lengths[too_long[0]]
-            raise ValueError(f"length of the episode in slot {slot} is {length}; it must be at most {longest}.")
-        missing = int(reach[number - 1]) - held if number else 0
-        whole = missing == 0 or not config.evicts_episodes
-        _require(whole, f"steps missing of the oldest episode of environment {env}", missing, "be 0: only whole ones make room")
-        _check_values("slot", sound, np.isin(np.arange(ends.size), before[:number]))
-        episode = np.searchsorted(reach[:number], np.arange(held), side="right")  # Of each transition, youngest first.
-        expected = np.concatenate([before[episode][::-1], np.full(pending, running)])
-        places = env * rows + (head - held + np.arange(held + pending)) % rows
-        wrong = np.flatnonzero(slot_of[places] != expected)
-        if wrong.size:
-            row, must = places[wrong[0]], expected[wrong[0]]
-            raise ValueError(f"slot of row {row} is {slot_of[row]}; it must be {must}, its episode's.")
+        age = np.arange(state.held[env], 0, -1)
+        rows = env * config.rows_per_env + (state.head[env] - age) % config.rows_per_env  # Oldest first.
+        step, length = np.asarray(visits.step)[rows], np.asarray(visits.length)[rows]
+        in_range = (length >= 1) & (length <= config.max_episode_length)
+        _require(in_range, "length of the episode of row", length, f"lie in 1 .. {config.max_episode_length}", rows)
+        _require((step >= 0) & (step < length), "step of row", step, "lie within its episode", rows)
+        ends = step == length - 1
+        follows = np.where(ends[:-1], step[1:] == 0, (step[1:] == step[:-1] + 1) & (length[1:] == length[:-1]))
+        _require(follows, "step of row", step[1:], "be the one after the row before, or 0 after an episode's end", rows[1:])
+        _require(ends[-1:], "step of row", step[-1:], "be an episode's last: the running one begins after it", rows[-1:])
 
 
 def _check_priorities(state: BufferState, tree: sum_tree.SumTree, held: np.ndarray) -> None:
@@ -210,11 +188,12 @@ def _check_priorities(state: BufferState, tree: sum_tree.SumTree, held: np.ndarr
         _require(close, f"state.tree[{height}] at", parents, f"be {sums[np.argmin(close)]}, the sum of its children")
 
 
-def _require(holds: Values, what: str, values: Values, must: str) -> None:
-    """Raises where one of `values`, of `what`, is not as it must be."""
+def _require(holds: Values, what: str, values: Values, must: str, places: Values | None = None) -> None:
+    """Raises where one of `values`, of `what`, is not as it must be; `places` has the numbers to name them by."""
     if np.all(holds):
         return
     if np.ndim(values) == 0:
         raise ValueError(f"{what} is {values}; it must {must}.")
     wrong = np.argmin(holds)
-    raise ValueError(f"{what} {wrong} is {np.asarray(values)[wrong]}; it must {must}.")
+    place = wrong if places is None else np.asarray(places)[wrong]
+    raise ValueError(f"{what} {place} is {np.asarray(values)[wrong]}; it must {must}.")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from herjax import sum_tree
-from herjax.batching import largest
-from herjax.config import INT32_MAX, Config
-from herjax.state import BufferState, can_sample, count, is_held
+from herjax.config import Config
+from herjax.rows import INT32_MAX
+from herjax.state import BufferState, after, can_sample, count, is_held
 from herjax.sum_tree import SumTree
 
 _SMALLEST = 2.0**-96  # Fractions of it, such as a stratum, are float32 at full precision still.
@@ -53,23 +53,20 @@ def update_priorities(
     indices = _int32(given)
     if indices.size == 0:
         return state
+    state = after(state, (indices, priorities))
     valid = jnp.isfinite(priorities) & (priorities >= 0)
     held = (indices >= 0) & is_held(state, jax.lax.div(indices, jnp.int32(config.num_copies)))
     _report_rejected(state, given, priorities, held, valid)
     accepted = held & valid
     targets = jnp.where(accepted, indices, INT32_MAX)
-    # Sorted by index, those that are alike form a run, of which the last is kept. What `sample` drew is sorted already.
-    unsorted = jnp.any(targets[1:] < targets[:-1])
-    pairs = (targets, jnp.where(accepted, _stored(config, priorities), 0))
-    targets, stored = jax.lax.cond(largest(unsorted), _sort_stably, lambda pairs: pairs, pairs)
-    targets = jnp.where(targets == jnp.append(targets[1:], -1), INT32_MAX, targets)
+    values = jnp.where(accepted, _stored(config, priorities), 0)
     max_priority = jnp.maximum(state.max_priority, jnp.max(jnp.where(accepted, priorities, 0)))
     if axis_name is not None:
         # The maximum with its own leaves the value as it is, and varying over the axis, as a scan's carry must stay.
         max_priority = jnp.maximum(max_priority, jax.lax.pmax(max_priority, axis_name))
     return dataclasses.replace(
         state,
-        tree=sum_tree.set_windows(state.tree, targets, stored[:, None]),
+        tree=sum_tree.set_leaves(state.tree, targets, values),
         max_priority=max_priority,
         num_rejected=count(state.num_rejected, jnp.where(can_sample(state), jnp.sum(~accepted), 0)),
     )
@@ -95,12 +92,6 @@ def _int32(indices: jax.Array) -> jax.Array:
     if indices.dtype.itemsize > 4:
         indices = jnp.where((indices < 0) | (indices > INT32_MAX), INT32_MAX, indices)
     return indices.astype(jnp.int32)
-
-
-def _sort_stably(pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Sorts pairs of index and priority by index; those alike keep their order."""
-    indices, priorities = jax.lax.sort(pairs, num_keys=1, is_stable=True)
-    return indices, priorities
 
 
 def enter(state: BufferState, rows: jax.Array, valid: jax.Array) -> BufferState:
@@ -129,7 +120,7 @@ def draw(tree: SumTree, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax
       Leaves int32 [batch_size], their values float32 [batch_size], and the sum of all values float32 [].
     """
     mass = sum_tree.total(tree)
-    leaves, values = jax.vmap(partial(sum_tree.find, tree))(*_strata(key, batch_size, mass))
+    leaves, values = sum_tree.find(tree, *_strata(key, batch_size, mass))
     return leaves, values, mass
 
 

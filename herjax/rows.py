@@ -1,8 +1,8 @@
-"""A pytree stored as one row of machine words.
+"""A pytree stored as one row of 32-bit words.
 
-Leaves of one width lie side by side in one array, so that writing a transition is one update and reading a sampled one is
-one gather, however many fields it has. Values are kept bit for bit, whatever their dtype, so long as rows and not values are
-chosen among: XLA may compute in float32 on a bfloat16 and lose the bits of a NaN.
+Writing a transition is then one update, and reading a sampled one is one gather, however many leaves it has. Values are kept bit
+for bit, whatever their dtype, as long as selects act on rows, not on unpacked values: XLA may compute in float32 on a bfloat16
+and lose the bits of a NaN.
 """
 
 import dataclasses
@@ -15,11 +15,9 @@ import jax.numpy as jnp
 Pytree: TypeAlias = Any
 """A pytree of arrays; JAX has no type for one."""
 
-Rows: TypeAlias = dict[str, jax.Array]
-"""Words by their dtype's name ("uint8", "uint16", "uint32"): each [..., words]."""
-
+INT32_MAX = 2**31 - 1
 _PACKED = ("int2", "uint2", "int4", "uint4", "float4_e2m1fn")  # Two and more of these share a byte.
-_NARROW_LEAF = 4  # A leaf of fewer elements is widened to 32-bit words rather than bringing an array of its own.
+_WIDE = 128  # Words from which rows have an axis of their own: a TPU pads narrower ones, and lays them out anew to write them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +27,7 @@ class Leaf:
     path: str
     shape: tuple[int, ...]
     dtype: jnp.dtype
-    group: str  # The dtype of the words that it is stored in.
-    start: int  # Its first word in that group.
+    start: int  # Its first word.
     words: int
 
 
@@ -49,30 +46,24 @@ class Layout:
           TypeError: a leaf's dtype cannot be stored as words (a typed PRNG key, a 4-bit integer, an object).
         """
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        used: dict[str, int] = {}
-        leaves = []
+        leaves: list[Leaf] = []
+        start = 0
         for path, value in paths_and_leaves:
             leaf_path = name + jax.tree_util.keystr(path)
             shape, dtype = _aval(leaf_path, value)
-            size = math.prod(shape)
-            word = _word(leaf_path, dtype)
-            group = word if size >= _NARROW_LEAF else "uint32"
-            words = size * max(1, dtype.itemsize // 4)
-            start = used.get(group, 0)
-            used[group] = start + words
-            leaves.append(Leaf(leaf_path, shape, dtype, group, start, words))
+            words = math.ceil(math.prod(shape) * _bytes(leaf_path, dtype) / 4)
+            leaves.append(Leaf(leaf_path, shape, dtype, start, words))
+            start += words
         return cls(treedef, tuple(leaves))
+
+    @property
+    def words(self) -> int:
+        """Words of a row."""
+        return sum(leaf.words for leaf in self.leaves)
 
     def struct(self) -> Pytree:
         """The pytree of `jax.ShapeDtypeStruct`s that this layout stores."""
         return self.treedef.unflatten([jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves])
-
-    def zeros(self, num_rows: int) -> Rows:
-        """`num_rows` rows of zeros, each array [num_rows, words]."""
-        widths: dict[str, int] = {}
-        for leaf in self.leaves:
-            widths[leaf.group] = widths.get(leaf.group, 0) + leaf.words
-        return {group: jnp.zeros((num_rows, words), group) for group, words in widths.items() if words}
 
     def check(self, name: str, tree: Pytree, num_envs: int | None = None) -> None:
         """Raises `ValueError` or `TypeError`, naming the leaf, where `tree` is not of this layout, or not `num_envs` of it."""
@@ -89,41 +80,64 @@ class Layout:
             if dtype != leaf.dtype:
                 raise TypeError(f"{leaf_path} has dtype {dtype}, expected {leaf.dtype} as at init; convert it with astype.")
 
-    def pack(self, tree: Pytree) -> Rows:
-        """One pytree of this layout as one row: each array [words]."""
-        groups: dict[str, list[jax.Array]] = {}
-        for leaf, value in zip(self.leaves, self.treedef.flatten_up_to(tree), strict=True):
-            if leaf.words:
-                values = jnp.asarray(value, leaf.dtype)
-                if jnp.iscomplexobj(values):
-                    values = jnp.stack([values.real, values.imag], axis=-1)
-                bits = values.ravel().view(_word(leaf.path, leaf.dtype))
-                groups.setdefault(leaf.group, []).append(bits.astype(leaf.group))
-        return {group: jnp.concatenate(parts) for group, parts in groups.items()}
+    def pack(self, tree: Pytree) -> jax.Array:
+        """One pytree of this layout as one row, uint32 [words]."""
+        values = self.treedef.flatten_up_to(tree)
+        parts = [_to_words(jnp.asarray(value, leaf.dtype)) for leaf, value in zip(self.leaves, values, strict=True)]
+        return jnp.concatenate(parts)
 
-    def unpack(self, row: Rows) -> Pytree:
-        """The pytree that `pack` made this row (each array [words]) from."""
-        return self.treedef.unflatten([_leaf(leaf, row) for leaf in self.leaves])
+    def unpack(self, row: jax.Array) -> Pytree:
+        """The pytree that `pack` made this row, uint32 [words], from."""
+        parts = [_from_words(row[leaf.start : leaf.start + leaf.words], leaf) for leaf in self.leaves]
+        return self.treedef.unflatten(parts)
+
+    # Rows are stored one after another in an array without an axis for them, unless they are wide, or too many for an int32.
+
+    def zeros(self, num_rows: int) -> jax.Array:
+        """Rows of zeros, uint32 [num_rows * words] or [num_rows, words]."""
+        flat = self.words < _WIDE and num_rows * self.words <= INT32_MAX
+        return jnp.zeros(num_rows * self.words if flat else (num_rows, self.words), jnp.uint32)
+
+    def read(self, rows: jax.Array, indices: jax.Array) -> jax.Array:
+        """The rows at `indices`, int32 [n], all of which must be there: uint32 [n, words]."""
+        if rows.ndim == 1:
+            axes = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(), start_index_map=(0,))
+            starts, slices = indices * self.words, (self.words,)
+        else:
+            axes = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
+            starts, slices = indices, (1, self.words)
+        return jax.lax.gather(rows, starts[:, None], axes, slices, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+
+    def write(self, rows: jax.Array, starts: jax.Array, valid: jax.Array, values: jax.Array) -> jax.Array:
+        """Puts `values`, uint32 [n, k, words], in the k rows from each of `starts`, int32 [n], on, where `valid`, bool [n]."""
+        starts = jnp.where(valid, starts * self.words if rows.ndim == 1 else starts, rows.shape[0])[:, None]
+        if rows.ndim == 1:
+            values = values.reshape(values.shape[0], -1)
+        axes = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=tuple(range(1, values.ndim)), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
+        )
+        return jax.lax.scatter(rows, starts, values, axes, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
 
 
-def read(rows: Pytree, indices: jax.Array) -> Pytree:
-    """The rows at `indices`, int32 of any shape, all of which must be there."""
-    return jax.tree.map(lambda words: words.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False), rows)
+def _to_words(values: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(values):
+        values = jnp.stack([values.real, values.imag], axis=-1)
+    values = values.ravel()
+    per_word = 4 // min(4, values.dtype.itemsize)
+    bits = values.view(f"uint{32 // per_word}")
+    if per_word == 1:
+        return bits
+    padded = jnp.pad(bits, (0, -bits.size % per_word))
+    return jax.lax.bitcast_convert_type(padded.reshape(-1, per_word), jnp.uint32)
 
 
-def write(rows: Pytree, indices: jax.Array, values: Pytree) -> Pytree:
-    """Puts values in the rows at `indices`, int32 [n] >= 0; those past the end are dropped."""
-    return jax.tree.map(lambda words, new: words.at[indices].set(new, mode="drop", wrap_negative_indices=False), rows, values)
-
-
-def _leaf(leaf: Leaf, row: Rows) -> jax.Array:
-    if not leaf.words:
-        return jnp.zeros(leaf.shape, leaf.dtype)
-    words = row[leaf.group][leaf.start : leaf.start + leaf.words]
-    bits = words.astype(_word(leaf.path, leaf.dtype))
+def _from_words(words: jax.Array, leaf: Leaf) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        parts = bits.view(f"float{4 * leaf.dtype.itemsize}").reshape(*leaf.shape, 2)
+        parts = words.view(f"float{4 * leaf.dtype.itemsize}").reshape(*leaf.shape, 2)
         return jax.lax.complex(parts[..., 0], parts[..., 1])
+    bits = words
+    if leaf.dtype.itemsize < 4:
+        bits = jax.lax.bitcast_convert_type(words, f"uint{8 * leaf.dtype.itemsize}").ravel()[: math.prod(leaf.shape)]
     return bits.view(leaf.dtype).reshape(leaf.shape)
 
 
@@ -135,10 +149,10 @@ def _aval(path: str, value: Pytree) -> tuple[tuple[int, ...], jnp.dtype]:
     return tuple(aval.shape), aval.dtype
 
 
-def _word(path: str, dtype: jnp.dtype) -> str:
-    """The unsigned words that hold a value's bits."""
+def _bytes(path: str, dtype: jnp.dtype) -> int:
+    """Bytes of one value."""
     numeric = dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.number)
     if not numeric or dtype.name in _PACKED:
         remedy = "use jax.random.key_data for keys, astype for integers or floats of less than 8 bits"
         raise TypeError(f"{path} has dtype {dtype}, which cannot be stored; convert it ({remedy}).")
-    return {1: "uint8", 2: "uint16"}.get(dtype.itemsize, "uint32")
+    return int(dtype.itemsize)

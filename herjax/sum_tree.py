@@ -1,4 +1,4 @@
-"""A sum tree that float32 cannot spoil: proportional sampling in O(log n) (Schaul et al. 2015, arXiv:1511.05952, app. B.2.1).
+"""A sum tree whose float32 sums do not drift: proportional sampling in O(log n) (Schaul et al. 2015, arXiv:1511.05952, B.2.1).
 
 A node holds the values of its `FANOUT` children and is the sum of them: always recomputed, never adjusted by a difference,
 so rounding does not accumulate and writing the same leaf twice is harmless. The descent halves the children again and again
@@ -6,13 +6,12 @@ and never enters a half whose sum is zero, so no leaf of value zero is found whi
 """
 
 import math
-from functools import partial
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from herjax.batching import largest
+from herjax.lanes import materialized, written_after
 
 FANOUT_BITS = 3
 FANOUT = 2**FANOUT_BITS
@@ -21,8 +20,7 @@ _SMALL_LEVEL = 256  # Up to this size, or twice the nodes that changed, recomput
 SumTree: TypeAlias = tuple[jax.Array, ...]
 """Levels from the leaves up to the root's children, float32 [nodes * FANOUT] each; the last has one node.
 
-Each is flat and an array of its own: XLA copies a level that is written in one shape and read in another, and a whole tree in
-which one level is read while the next is written.
+Each is an array of its own: XLA copies a whole tree in which one level is read while the next is written.
 """
 
 
@@ -42,47 +40,52 @@ def total(tree: SumTree) -> jax.Array:
 
 
 def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The leaf in which the running sum of the leaves first exceeds `target + residue`.
+    """The leaves in which the running sum of the leaves first exceeds `target + residue`.
 
-    The target comes in two floats, the second at most a rounding error of the first, because one float32 has too few bits to
+    A target comes in two floats, the second at most a rounding error of the first, because one float32 has too few bits to
     reach each of a million leaves in proportion.
 
     Args:
       tree: the sum tree.
-      target: float32 [], in [0, total).
-      residue: float32 [], what the target's rounding left out.
+      target: float32 [n], in [0, total).
+      residue: float32 [n], what the target's rounding left out.
 
     Returns:
-      The leaf's index, int32 [], and its value, float32 []. Where every leaf is zero: the first one.
+      The leaves' indices, int32 [n], and their values, float32 [n]. Where every leaf is zero: the first one, n times.
     """
-    found = (target.astype(jnp.int32) * 0, target * 0, target, residue)
-    # Each level is a conditional, because XLA leaves those apart: levels that follow each other it fuses, and computes the
-    # whole way down again for every value read at the end of it.
-    any_mass = largest(total(tree) > 0)
+    node, value = jnp.zeros(target.shape, jnp.int32), target
+    any_mass = total(tree) > 0
     for level in reversed(tree):
-        found = jax.lax.cond(any_mass, partial(_descend, level), lambda found: found, found)
-    return found[:2]
+        # Else XLA computes the whole way down again for every value read at the end of it.
+        node, value, target, residue = materialized(any_mass, _descend(level, node, target, residue))
+    return node, value
 
 
-_Found: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-"""A node's index int32 [], its value, and the rest of target and residue, float32 []."""
-
-
-def _descend(level: jax.Array, found: _Found) -> _Found:
-    """From a node to that of its children, in `level`, which holds the target."""
-    parent, _, target, residue = found
+def _descend(level: jax.Array, parent: jax.Array, target: jax.Array, residue: jax.Array) -> tuple[jax.Array, ...]:
+    """From nodes, int32 [n], to those of their children, in `level`, that hold the targets: as `find` takes and gives them."""
     node = parent * FANOUT
-    children = list(jax.lax.dynamic_slice(level, (node,), (FANOUT,)))
+    children = _children(level, parent)
     while (half := len(children) // 2) > 0:
         left, right = _add_up(children[:half]), _add_up(children[half:])
         beyond = target - left
         rest = beyond + residue
         go_right = (rest >= 0) & (right > 0)
-        residue = jax.lax.select(go_right, residue - (rest - beyond), residue)
-        target = jax.lax.select(go_right, rest, target)
+        residue = jnp.where(go_right, residue - (rest - beyond), residue)
+        target = jnp.where(go_right, rest, target)
         node = node + half * go_right.astype(jnp.int32)
-        children = [jax.lax.select(go_right, *pair) for pair in zip(children[half:], children[:half], strict=True)]
+        children = [jnp.where(go_right, *pair) for pair in zip(children[half:], children[:half], strict=True)]
     return node, children[0], target, residue
+
+
+def set_leaves(tree: SumTree, leaves: jax.Array, values: jax.Array) -> SumTree:
+    """Sets leaves, int32 [n] >= 0, to values, float32 [n] >= 0; the last value of a leaf that comes twice. n is at most 2^24.
+
+    Leaves past the end are dropped.
+    """
+    lateness = -1.0 - jnp.arange(leaves.size, dtype=jnp.float32)
+    marked = tree[0].at[leaves].min(lateness, mode="drop", wrap_negative_indices=False)
+    is_last = marked.at[leaves].get(mode="clip", wrap_negative_indices=False) == lateness
+    return set_windows((marked, *tree[1:]), jnp.where(is_last, leaves, tree[0].size), values[:, None])
 
 
 def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
@@ -95,8 +98,10 @@ def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
     """
     num_leaves, width = tree[0].size, values.shape[1]
     starts = jnp.minimum(starts, num_leaves)
-    leaves = starts[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
-    levels = [tree[0].at[leaves].set(values, mode="drop", wrap_negative_indices=False)]
+    axes = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
+    )
+    levels = [jax.lax.scatter(tree[0], starts[:, None], values, axes, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)]
     for height, parents in enumerate(tree[1:], start=1):
         # Every node above a window lies above one of these leaves of it.
         offsets = jnp.asarray(sorted({*range(0, width, FANOUT**height), width - 1}), jnp.int32)
@@ -106,13 +111,16 @@ def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
             nodes = jnp.minimum(starts[:, None] + offsets[None], num_leaves - 1).ravel() >> (FANOUT_BITS * height)
             sums = _add_up(_children(levels[-1], nodes))
             levels.append(parents.at[nodes].set(sums, mode="promise_in_bounds", wrap_negative_indices=False))
-    return tuple(levels)
+    done = (levels[-1][0] >= 0).astype(jnp.int32)
+    return tuple(written_after(level, done) if level.size > _SMALL_LEVEL else level for level in levels)
 
 
 def _children(level: jax.Array, nodes: jax.Array) -> list[jax.Array]:
-    """The children of nodes, by their place, each of `nodes`' shape."""
-    places = [nodes * FANOUT + place for place in range(FANOUT)]
-    return [level.at[place].get(mode="promise_in_bounds", wrap_negative_indices=False) for place in places]
+    """The children of nodes, int32 [n], by their place: float32 [n] each."""
+    axes = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(), start_index_map=(0,))
+    starts = (nodes * FANOUT)[:, None]
+    children = jax.lax.gather(level, starts, axes, (FANOUT,), mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+    return [children[:, place] for place in range(FANOUT)]
 
 
 def _all_sums(children: jax.Array, num_nodes: int) -> jax.Array:

@@ -13,7 +13,7 @@ from jax.experimental import checkify
 from scipy import stats
 
 import herjax
-from herjax import buffer
+from herjax import sampling
 from oracle import Oracle
 
 CALLS_BETWEEN_SAMPLES = 24
@@ -589,8 +589,8 @@ def test_a_donated_state_is_used_up_and_nothing_else(small_buffer: herjax.Buffer
         for number in numbers:
             state = add(state, transition(number))
         state = end_episode(state, goal(pursued), jax.random.key(0))
-    large = [leaf for leaf in jax.tree.leaves(first) if leaf.ndim]
-    assert all(leaf.is_deleted() for leaf in large)
+    storage = [first.transitions, first.copies, *([] if first.tree is None else first.tree[:1])]
+    assert all(leaf.is_deleted() for leaf in storage)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((example, small_buffer)))
     assert_same_batch(herjax.sample(kept, jax.random.key(0), 64), herjax.sample(state, jax.random.key(0), 64))
 
@@ -643,5 +643,5 @@ def test_scaled_bits_are_the_exact_upper_half() -> None:
     extreme = np.array([0, 1, 2**16 - 1, 2**16, 2**31 - 1, 2**32 - 1], np.uint64)
     bits = np.concatenate([rng.integers(0, 2**32, 10_000, np.uint64), np.repeat(extreme, extreme.size)])
     bounds = np.concatenate([rng.integers(0, 2**32, 10_000, np.uint64), np.tile(extreme, extreme.size)])
-    scaled = jax.jit(buffer.scale)(bits.astype(np.uint32), bounds.astype(np.uint32))
+    scaled = jax.jit(sampling.scale)(bits.astype(np.uint32), bounds.astype(np.uint32))
     np.testing.assert_array_equal(scaled, (bits * bounds) >> np.uint64(32))

@@ -1,6 +1,7 @@
 """`herjax.check`: silent about every state that the functions return, and naming what is broken in one that they cannot."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -13,11 +14,11 @@ from test_num_envs import STEPS, make, play
 
 Break = Callable[[herjax.BufferState], herjax.BufferState]
 
-KEPT, LATE, WHOLE = "kept goals", "late goals", "whole episodes"
+KEPT, LATE, BACK = "kept goals", "late goals", "late goals, looking back"
 SETTINGS = {
     KEPT: {"relabel": "episode_end", "num_envs": 2, "capacity": 30, "num_goals": 2},
     LATE: {"relabel": "sample", "num_envs": 2, "capacity": 30, "strategy": "future"},
-    WHOLE: {"relabel": "sample", "num_envs": 2, "capacity": 30, "strategy": "episode"},
+    BACK: {"relabel": "sample", "num_envs": 2, "capacity": 30, "strategy": "episode"},
 }
 
 
@@ -84,31 +85,26 @@ def first_held(state: herjax.BufferState) -> int:
     return int((state.head - state.held)[0] % state.config.rows_per_env)
 
 
-def of_slots(number_from_running: int) -> Break:
-    """Moves the end of an episode of the first environment by one step."""
+def of_visit(place: int, word: int, amount: int) -> Break:
+    """Adds to a word (-2: the step, -1: the length) of what the first environment's oldest transition, or one after it, stores."""
 
     def broken(state: herjax.BufferState) -> herjax.BufferState:
-        slot = int(state.slots.running[0] + number_from_running) % state.config.slots_per_env
-        words = state.slots.episodes["uint32"]
-        return dataclasses.replace(
-            state, slots=state.slots._replace(episodes={"uint32": words.at[slot, -1].add(jnp.uint32(1))})
-        )
+        row = (first_held(state) + place) % state.config.rows_per_env
+        words = state.copies.reshape(-1, state.config.stored.words)
+        changed = words.at[row, word].add(jnp.asarray(amount, jnp.int32).astype(jnp.uint32))
+        return dataclasses.replace(state, copies=changed.reshape(state.copies.shape))
 
     return broken
 
 
-def slot_of_oldest(state: herjax.BufferState) -> herjax.BufferState:
-    """Gives the oldest transition to another episode."""
-    words = state.transitions["uint32"].at[first_held(state), -1].add(jnp.uint32(1))
-    return dataclasses.replace(state, transitions={"uint32": words})
-
-
-def without_first_step(state: herjax.BufferState) -> herjax.BufferState:
-    """Takes the first step of an oldest episode of several, and its priority, but not the rest."""
-    env = int(jnp.argmax(herjax.episodes.oldest_length(state, state.slots)))
-    row = env * state.config.rows_per_env + int((state.head - state.held)[env] % state.config.rows_per_env)
-    tree = herjax.sum_tree.set_windows(state.tree, jnp.asarray([row], jnp.int32), jnp.zeros((1, 1), jnp.float32))
-    return dataclasses.replace(added("held", -1, env)(state), tree=tree)
+def not_over(state: herjax.BufferState) -> herjax.BufferState:
+    """The first environment's youngest episode is one step longer than what is held of it."""
+    row = int(state.head[0] - 1) % state.config.rows_per_env
+    words = state.copies.reshape(-1, state.config.stored.words)
+    length = int(words[row, -1])
+    for back in range(length):
+        words = words.at[(row - back) % state.config.rows_per_env, -1].add(1)
+    return dataclasses.replace(state, copies=words.reshape(state.copies.shape))
 
 
 BROKEN: dict[str, tuple[str, Break, str]] = {
@@ -123,7 +119,7 @@ BROKEN: dict[str, tuple[str, Break, str]] = {
         added("pending", 5, 1),
         r"pending of environment 1 is 6; it must lie in 0 \.\. 5, the max_episode",
     ),
-    "more than rows": (
+    "more than the capacity": (
         "kept goals",
         added("pending", 2),
         r"held \+ pending of environment 0 is 1[67]; it must lie in 0 \.\. 15",
@@ -149,16 +145,12 @@ BROKEN: dict[str, tuple[str, Break, str]] = {
     "wrong sum on top": (KEPT, of_tree(2, "held", 1e7), r"tree\[2\] at \d+ is 10000000\.0; it must be"),
     "sum off by little": (KEPT, slightly("sum"), r"tree\[\d\] at \d+ is \S+; it must be \S+, the sum of its children"),
     "priority off by little": (KEPT, slightly("priority"), r"priority of index \d+ is \S+; it must be <= "),
-    "episode too long": (LATE, longer_episodes, r"length of the episode in slot \d+ is [345]; it must be at most 2"),
-    "end of an episode": (LATE, of_slots(-1), r"end of the episode in slot \d+ is \d+; it must be head, "),
-    "end of one before": (LATE, of_slots(-2), r"slot of row \d+ is \d+; it must be \d+|end of the episode|length of"),
-    "slot of a transition": (LATE, slot_of_oldest, r"slot of row \d+ is \d+; it must be \d+, its episode's"),
-    "running slot": (
-        LATE,
-        lambda s: dataclasses.replace(s, slots=s.slots._replace(running=s.slots.running.at[1].set(0))),
-        r"running of environment 1 is 0; it must be one of the 16",
-    ),
-    "part of an episode": (WHOLE, without_first_step, r"steps missing of the oldest .* environment . is \d; it"),
+    "episode too long": (LATE, longer_episodes, r"length of the episode of row \d+ is [345]; it must lie in 1 \.\. 2"),
+    "length below 1": (LATE, of_visit(0, -1, -9), r"length of the episode of row \d+ is -\d; it must lie in 1 \.\. 5"),
+    "step past the end": (LATE, of_visit(0, -2, 9), r"step of row \d+ is \d+; it must lie within its episode"),
+    "step below 0": (LATE, of_visit(0, -2, -9), r"step of row \d+ is -\d+; it must lie within its episode"),
+    "a step out of turn": (BACK, of_visit(1, -2, -1), r"step of row \d+ is -?\d+; it must (be the one after|lie within)"),
+    "an episode that is not over": (LATE, not_over, r"step of row \d+ is \d; it must be an episode's last|length of the"),
 }
 
 
@@ -176,11 +168,10 @@ def test_what_is_broken_is_named(name: str) -> None:
 def test_no_count_of_a_ring_can_be_off_by_one(setting: str) -> None:
     """Where a ring begins, and how much it holds and runs: one more or less is noticed.
 
-    Except for one step less of a running episode, which is a state too, and one more where no step tells of what episode it is.
+    A running episode may have any number of steps: no step tells that it belongs to one.
     """
     state = wrapped(setting)
-    changes = [(name, amount) for name in ("head", "held") for amount in (-1, 1)]
-    for name, amount in changes if setting == KEPT else [*changes, ("pending", 1)]:
+    for name, amount in itertools.product(("head", "held"), (-1, 1)):
         for env in range(2):
             with pytest.raises(ValueError, match="it must"):
                 herjax.check(added(name, amount, env)(state))
@@ -255,22 +246,11 @@ def test_a_goal_that_is_no_number_is_named_where_goals_are_late() -> None:
         relabel="sample",
     )
     state = herjax.end_episode(herjax.add(state, jnp.ones(2)), jnp.full(2, jnp.nan), jax.random.key(0))
-    with pytest.raises(ValueError, match=r"goal of slot 0 is no number; it must hold no NaN"):
+    with pytest.raises(ValueError, match=r"goal of index 0 is no number; it must hold no NaN"):
         herjax.check(state)
     for number in range(4):
         state = herjax.end_episode(herjax.add(state, jnp.ones(2)), jnp.zeros(2), jax.random.key(number))
     herjax.check(state)
-
-
-@pytest.mark.parametrize("pending", [0, 2])
-def test_where_an_empty_ring_begins_is_checked(pending: int) -> None:
-    """With `relabel="sample"` a ring that holds nothing begins where the last episode ended, too."""
-    state = make(relabel="sample")
-    for number in range(pending):
-        state = herjax.add(state, jnp.int32(number))
-    herjax.check(state)
-    with pytest.raises(ValueError, match=r"end of the episode in slot 16 is 0; it must be head, 3"):
-        herjax.check(added("head", 3)(state))
 
 
 def test_what_is_not_held_may_be_anything() -> None:
@@ -287,7 +267,7 @@ def test_it_needs_no_cpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(**_: object) -> None:
         raise RuntimeError("Unknown backend cpu")
 
-    state = wrapped(WHOLE, looks=1)
+    state = wrapped(BACK, looks=1)
     monkeypatch.setattr(jax, "local_devices", none)
     herjax.check(state)
     with pytest.raises(ValueError, match="held of environment 0"):

@@ -11,7 +11,8 @@ from herjax import sum_tree
 
 FILL = jax.jit(lambda tree, start, values: sum_tree.set_windows(tree, start[None], values[None]))
 SET = jax.jit(lambda tree, indices, values: sum_tree.set_windows(tree, indices, values[:, None]))
-FIND = jax.jit(jax.vmap(sum_tree.find, (None, 0, 0)))
+UPDATE = jax.jit(sum_tree.set_leaves)
+FIND = jax.jit(sum_tree.find)
 
 
 def tree_of(values: np.ndarray) -> sum_tree.SumTree:
@@ -65,6 +66,25 @@ def test_any_sequence_of_writes_keeps_every_sum(num_leaves: int, data: st.DataOb
             leaves[indices[held]] = values[held]
             beyond = inside & ~held  # Padding leaves are leaves of the tree all the same; set them back.
             tree = SET(tree, jnp.where(beyond, indices, 10**6).astype(jnp.int32), jnp.zeros(batch))
+    np.testing.assert_array_equal(tree[0][:num_leaves], leaves)
+    check_sums(tree)
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(data=st.data())
+def test_the_last_value_of_a_leaf_wins(data: st.DataObject) -> None:
+    """Whatever the order of the leaves and however often one comes, each holds its last value, as NumPy's writes one by one do."""
+    num_leaves, batch = 5_000, 24
+    near = st.integers(0, 9) | st.integers(0, num_leaves - 1) | st.just(10**6)
+    tree = tree_of(np.full(num_leaves, 2.0))
+    leaves = np.full(num_leaves, 2.0, np.float32)
+    for turn in range(3):
+        indices = np.asarray(data.draw(st.lists(near, min_size=batch, max_size=batch)), np.int32)
+        values = np.float32(turn + 1) * np.arange(batch, dtype=np.float32)
+        tree = UPDATE(tree, indices, values)
+        for index, value in zip(indices, values, strict=True):
+            if index < num_leaves:
+                leaves[index] = value
     np.testing.assert_array_equal(tree[0][:num_leaves], leaves)
     check_sums(tree)
 

@@ -1,0 +1,118 @@
+"""Control flow that stays what it is: under `vmap`, and in the hands of each compiler."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from herjax.rows import Pytree
+
+Carry = TypeVar("Carry")
+
+_LEAST_STEPS, _MOST_STEPS = 32, 1024  # Steps that a turn of `for_each_step` takes: one for each environment, within these.
+_STEPS_AT_ONCE = 1024  # So many steps a GPU works through whether they are there or not, rather than ask the host how many are.
+
+
+@custom_vmap
+def max_over_lanes(value: jax.Array) -> jax.Array:
+    """The largest `value`, [], of all lanes of the `vmap`s around the call; True is above False.
+
+    Under vmap, a cond on a per-lane value runs both branches and copies the carry. The maximum is the same in all lanes, so it
+    stays a real cond. What it then runs must be harmless in lanes that did not ask for it.
+    """
+    return value
+
+
+@max_over_lanes.def_vmap
+def _max_over_lanes_batched(axis_size: int, in_batched: list[bool], values: jax.Array) -> tuple[jax.Array, bool]:
+    del axis_size, in_batched  # The rule is called only where the values are batched.
+    return max_over_lanes(jnp.max(values, axis=0)), False
+
+
+def materialized(there: jax.Array, values: Pytree) -> Pytree:
+    """The values, or zeros unless `there`, bool []: computed once, by operations that XLA does not merge with their users.
+
+    Merged, a read would be repeated for each value that is computed from it, and XLA could not tell that all of it comes before a
+    write that waits for some of it. On a CPU only a conditional is never merged; elsewhere a barrier is.
+
+    Args:
+      there: whether there is something to compute.
+      values: numbers, no bools.
+    """
+    values = jax.tree.map(lambda value: jnp.where(there, value, jnp.zeros((), value.dtype)), values)
+
+    def conditional(values: Pytree) -> Pytree:
+        # Zeros of the values: under shard_map both branches must vary over the same axes.
+        zeros = partial(jax.tree.map, lambda value: value * 0)
+        return jax.lax.cond(max_over_lanes(there), lambda values: values, zeros, values)
+
+    return jax.lax.platform_dependent(values, cpu=conditional, default=jax.lax.optimization_barrier)
+
+
+def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
+    """The same array, [rows, ...], but the next write to it comes after `number`, int32 [] and >= 0, has been computed.
+
+    Without it XLA copies the array on a CPU, where it cannot tell that reads come before the write, and at the end of a
+    conditional's branch that writes and then reads. Here is a write that waits for the number, and is dropped: XLA does not know.
+    """
+
+    def dropped(array: jax.Array, number: jax.Array) -> jax.Array:
+        nowhere = jnp.where(number >= 0, array.shape[0], 0)
+        written: jax.Array = array.at[nowhere].set(0, mode="drop", wrap_negative_indices=False)
+        return written
+
+    return jax.lax.platform_dependent(array, number, cpu=dropped, default=lambda array, _: array)
+
+
+class Steps(NamedTuple):
+    """Some steps of some environments; each field [chunk]."""
+
+    env: jax.Array  # int32; in [0, num_envs)
+    step: jax.Array  # int32; in [0, counts[env]), and 0 where not valid.
+    valid: jax.Array  # bool; the last turn may have steps to spare.
+
+
+def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Array, Steps], Carry], carry: Carry) -> Carry:
+    """Folds `body(carry, turn, steps)` over the steps `0 .. counts[env] - 1` of every environment, a chunk of them a turn.
+
+    It takes as many turns as the steps need, over all lanes of a `vmap`: none where there is no step. A GPU, which cannot tell
+    how many without asking the host, takes one turn over all steps that there may be, unless these are too many.
+
+    Args:
+      counts: int32 [num_envs], steps of each environment.
+      longest: the most that one of `counts` can be; times num_envs, an int32.
+      body: a turn, which must ignore steps that are not valid; `turn` is its number, int32 [].
+      carry: what the first turn is given.
+    """
+    ends = jnp.cumsum(counts)
+    starts = ends - counts
+    most = counts.size * longest
+
+    def turn(chunk: int, number: jax.Array, carry: Carry) -> Carry:
+        item = number * chunk + jnp.arange(chunk, dtype=jnp.int32)
+        valid = item < ends[-1]
+        env = group_of(ends, item)
+        return body(carry, number, Steps(env, jnp.where(valid, item - starts[env], 0), valid))
+
+    def in_turns(carry: Carry) -> Carry:
+        chunk = min(most, max(_LEAST_STEPS, min(counts.size, _MOST_STEPS)))
+        turns = jax.lax.div(ends[-1] + jnp.int32(chunk - 1), jnp.int32(chunk))
+        folded: Carry = jax.lax.fori_loop(jnp.int32(0), max_over_lanes(turns), partial(turn, chunk), carry)
+        return folded
+
+    if most > _STEPS_AT_ONCE:
+        return in_turns(carry)
+    at_once = partial(turn, most, jnp.int32(0))
+    folded: Carry = jax.lax.platform_dependent(carry, cuda=at_once, rocm=at_once, default=in_turns)
+    return folded
+
+
+def group_of(ends: jax.Array, item: jax.Array) -> jax.Array:
+    """The range that each item falls into; range i ends before `ends[i]`, int32 [n]. int32 of `item`'s shape, at most n - 1."""
+    if ends.size == 1:
+        return jnp.zeros_like(item)
+    found = jnp.searchsorted(ends, item, side="right").astype(jnp.int32)
+    return jnp.minimum(found, ends.size - 1)

@@ -1,0 +1,109 @@
+"""How transitions get out of a buffer: `sample`."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from herjax import hindsight, prioritized
+from herjax.config import Copy, check_whole
+from herjax.lanes import materialized
+from herjax.relabel import Goal, Transition
+from herjax.state import BufferState, can_sample, held_row, size
+
+
+class Sample(NamedTuple):
+    """A batch of copies; every field is [batch_size, ...]. On an empty buffer all of it is zero."""
+
+    transition: Transition
+    goal: Goal
+    reward: jax.Array  # [batch_size], in `reward_fn`'s dtype.
+    terminated: jax.Array | None  # bool [batch_size]; None without `terminated_fn`.
+    is_hindsight: jax.Array  # bool [batch_size]; whether the goal is a hindsight goal.
+    indices: jax.Array  # int32 [batch_size]; for `update_priorities`.
+    probabilities: jax.Array  # float32 [batch_size]; of drawing that index.
+    weights: jax.Array  # float32 [batch_size]; importance weights over the largest drawn.
+
+
+@partial(jax.jit, static_argnames=("batch_size", "axis_name"))
+def sample(
+    state: BufferState,
+    key: jax.Array,
+    batch_size: int,
+    *,
+    beta: jax.Array | float = 0.4,
+    axis_name: str | None = None,
+) -> Sample:
+    """Draws copies, with replacement: uniformly, or in proportion to their priorities, one from each of equal strata.
+
+    Args:
+      state: the buffer.
+      key: draws the batch; used up.
+      batch_size: copies drawn, static, >= 1.
+      beta: exponent of the importance weights `(N P)^-beta` (arXiv:1511.05952, section 3.4); may be traced.
+      axis_name: a mapped axis over which the buffer is sharded; `probabilities` and `weights` are then those of the whole.
+
+    Returns:
+      The batch; zeros where no episode has finished, as `can_sample` says.
+
+    Raises:
+      ValueError: `batch_size` is less than 1.
+      TypeError: `batch_size` is no int.
+    """
+    check_whole("batch_size", batch_size, 1)
+    config = state.config
+    copies_held = size(state) * config.num_copies
+    key, key_goals = jax.random.split(key) if config.relabels_when_sampled else (key, key)
+    if state.tree is None:
+        indices = _draw_uniformly(state, key, batch_size)
+        weights = jnp.full(batch_size, can_sample(state).astype(jnp.float32))
+        priorities, priority_sum = weights, copies_held.astype(jnp.float32)
+    else:
+        indices, priorities, priority_sum = prioritized.draw(state.tree, key, batch_size)
+    if axis_name is not None:
+        copies_held, priority_sum = jax.lax.psum((copies_held, priority_sum), axis_name)
+    probabilities = priorities / jnp.where(priority_sum > 0, priority_sum, 1)
+    if state.tree is not None:
+        weights = prioritized.importance_weights(probabilities, copies_held, beta, axis_name)
+    rows = jax.lax.div(indices, jnp.int32(config.num_copies))  # Of non-negative numbers; `//` would mind their sign.
+    is_hindsight = jax.lax.sign(indices - rows * config.num_copies)
+    copies = config.stored.read(state.copies, indices)
+    if config.relabels_when_sampled:
+        is_hindsight, copies = hindsight.relabelled(state, key_goals, rows, copies)
+    transitions = config.transition.read(state.transitions, rows)
+    drawn = (transitions, copies, is_hindsight, indices, probabilities, weights)
+    transitions, copies, is_hindsight, indices, probabilities, weights = materialized(can_sample(state), drawn)
+    copy: Copy = jax.vmap(config.copy.unpack)(copies)
+    return Sample(
+        transition=jax.vmap(config.transition.unpack)(transitions),
+        goal=copy.goal,
+        reward=copy.reward,
+        terminated=copy.terminated,
+        is_hindsight=is_hindsight > 0,
+        indices=indices,
+        probabilities=probabilities,
+        weights=weights,
+    )
+
+
+def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
+    """Indices of copies held, int32 [batch_size]."""
+    num_copies = state.config.num_copies
+    bits = jax.random.bits(key, (batch_size,), jnp.uint32)  # randint would draw four times as many.
+    drawn = scale(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
+    number = jax.lax.div(drawn, jnp.int32(num_copies))
+    indices = held_row(state, number) * num_copies + (drawn - number * num_copies)
+    return jnp.where(can_sample(state), indices, 0)
+
+
+def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:
+    """The upper half of the product of two uint32: of uniform bits, a number uniform below the bound to within bound / 2^32.
+
+    By halves, because `jax.lax.mulhi` does not compile under `shard_map` over several devices (jax 0.10.2).
+    """
+    high, low = bits >> 16, bits & 0xFFFF
+    bound_high, bound_low = bound >> 16, bound & 0xFFFF
+    upper = high * bound_low + (low * bound_low >> 16)
+    lower = low * bound_high + (upper & 0xFFFF)
+    return high * bound_high + (upper >> 16) + (lower >> 16)
