@@ -4,12 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import checkify
 
 from herjax import hindsight, prioritized
 from herjax.config import Config
 from herjax.hindsight import Visits
-from herjax.lanes import Steps, for_each_step, materialized, written_after
+from herjax.lanes import Steps, debug_check, for_each_step, materialized, written_after
 from herjax.relabel import Goal, GoalFn, RewardFn, StrategyFn, TerminatedFn, Transition
 from herjax.rows import Layout, Pytree
 from herjax.state import BufferState, after, count, empty, row_at, seen
@@ -96,7 +95,7 @@ def add(state: BufferState, transition: Transition) -> BufferState:
     config.transition.check("transition", transition, config.num_envs)
     state = after(state, transition)  # For what `end_episode` writes: a transition may depend on a batch, by way of the policy.
     fits = state.pending < config.max_episode_length
-    checkify.debug_check(
+    debug_check(
         jnp.all(fits),
         "add: the episode of environment {env} is longer than max_episode_length, which is {max_episode_length}; "
         "the transition was dropped",
@@ -138,8 +137,8 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
     """
     config = state.config
     config.goal.check("goal", goal, config.num_envs)
-    goals = jax.vmap(config.goal.pack)(_with_axis(config, goal))
     lengths = jnp.where(_check_done(config, done), state.pending, 0)
+    goals = jnp.where(lengths[:, None] > 0, jax.vmap(config.goal.pack)(_with_axis(config, goal)), jnp.uint32(0))
     ended = dataclasses.replace(
         state,
         head=row_at(config, jnp.int32(0), state.head + lengths),

@@ -21,10 +21,10 @@ import orbax.checkpoint as ocp
 from herjax.rows import Layout, Pytree
 from herjax.state import BufferState
 
-_FORMAT = 1  # Of saved.json and of a buffer's rows: higher where older states must not be restored.
+_FORMAT = 2  # Of saved.json and of a buffer's rows: higher where older states must not be restored.
 _RECORD = "saved.json"
 _NAMES = re.compile(r"state-(\d+)(\.orbax-checkpoint-tmp.*)?")  # Of folders that are ours, finished or not.
-_DERIVED = ("stored", "copy", "episode")  # Settings that follow from others.
+_DERIVED = ("copy", "stored")  # Settings that follow from others.
 
 
 Json: TypeAlias = dict[str, Any]

@@ -69,8 +69,8 @@ class Config:
         last_index = self.envs * (self.rows_per_env + self.max_episode_length) * self.num_copies
         if last_index > INT32_MAX:
             raise ValueError(
-                f"capacity {self.capacity} with num_goals {self.num_goals} takes indices up to {last_index}, more than an int32 "
-                "can name; give a smaller capacity or num_goals."
+                f"capacity {self.capacity} with num_goals {self.num_goals} takes indices up to {last_index}, more than an "
+                "int32 can name; give a smaller capacity or num_goals."
             )
 
     @property
@@ -97,8 +97,8 @@ class Config:
     def rows_per_env(self) -> int:
         """Rows of one environment's ring.
 
-        Where a goal may come from an earlier step, whenever it is drawn, an episode's rows beyond the capacity keep the steps of
-        the oldest episode that have made room.
+        Where a goal that is drawn at sampling may come from an earlier step, there are an episode's rows beyond the capacity:
+        they keep the steps of the oldest episode that have made room.
         """
         looks_back = callable(self.strategy) and not (isinstance(self.strategy, Quantile) and self.strategy.looks_ahead)
         spare = self.relabels_when_sampled and self.num_goals > 0 and looks_back

@@ -25,9 +25,9 @@ def check(state: BufferState) -> None:
     """Raises where a state is broken: damaged on the way, or poisoned by what it was given.
 
     In this order: every array has its shape and dtype; counters are not negative; each environment's transitions fit its ring;
-    no transition or goal held is NaN, and every reward is finite; with `relabel="sample"`, the steps held are those of episodes
-    one after another, the last of which is over; all that is held has a priority in range, nothing else has one, and each sum of
-    the tree is that of its children.
+    no transition or goal held is NaN, and every reward is finite; with `relabel="sample"`, the steps held are those of
+    episodes one after another, the last of which is over; all that is held has a priority in range, nothing else has one, and
+    each sum of the tree is that of its children.
 
     It reads the whole state, on the CPU, and calls none of the user's functions: a wrong reward that is finite it cannot see.
 
@@ -159,7 +159,7 @@ def _check_steps(state: BufferState) -> None:
     config = state.config
     visits = _visits(config, state.copies)
     for env in range(config.envs):
-        age = np.arange(state.held[env], 0, -1)
+        age = np.arange(int(state.held[env]), 0, -1)
         rows = env * config.rows_per_env + (state.head[env] - age) % config.rows_per_env  # Oldest first.
         step, length = np.asarray(visits.step)[rows], np.asarray(visits.length)[rows]
         in_range = (length >= 1) & (length <= config.max_episode_length)

@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jax.experimental import checkify
+from jax.sharding import AxisType
 
 from herjax.rows import Pytree
 
@@ -35,8 +37,8 @@ def _max_over_lanes_batched(axis_size: int, in_batched: list[bool], values: jax.
 def materialized(there: jax.Array, values: Pytree) -> Pytree:
     """The values, or zeros unless `there`, bool []: computed once, by operations that XLA does not merge with their users.
 
-    Merged, a read would be repeated for each value that is computed from it, and XLA could not tell that all of it comes before a
-    write that waits for some of it. On a CPU only a conditional is never merged; elsewhere a barrier is.
+    Merged, a read would be repeated for each value computed from it, and XLA could not tell that all of them come before a
+    write that waits for some. On a CPU only a conditional is never merged; elsewhere a barrier is.
 
     Args:
       there: whether there is something to compute.
@@ -56,7 +58,8 @@ def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
     """The same array, [rows, ...], but the next write to it comes after `number`, int32 [] and >= 0, has been computed.
 
     Without it XLA copies the array on a CPU, where it cannot tell that reads come before the write, and at the end of a
-    conditional's branch that writes and then reads. Here is a write that waits for the number, and is dropped: XLA does not know.
+    conditional's branch that writes and then reads. So this is a write that waits for the number. It is dropped, but XLA does
+    not know.
     """
 
     def dropped(array: jax.Array, number: jax.Array) -> jax.Array:
@@ -64,7 +67,15 @@ def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
         written: jax.Array = array.at[nowhere].set(0, mode="drop", wrap_negative_indices=False)
         return written
 
-    return jax.lax.platform_dependent(array, number, cpu=dropped, default=lambda array, _: array)
+    unchanged: jax.Array = jax.lax.platform_dependent(array, number, cpu=dropped, default=lambda array, _: array)
+    return unchanged
+
+
+def debug_check(holds: jax.Array, message: str, **values: jax.Array) -> None:
+    """Names a fault under checkify, where `holds`, bool [], is False: `message`, with the scalar `values` formatted in."""
+    # checkify cannot put together the errors of lanes that are shared out over an Explicit axis of a mesh (jax 0.10 and 0.11).
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        checkify.debug_check(holds, message, **values)
 
 
 class Steps(NamedTuple):
@@ -112,7 +123,10 @@ def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Ar
 
 def group_of(ends: jax.Array, item: jax.Array) -> jax.Array:
     """The range that each item falls into; range i ends before `ends[i]`, int32 [n]. int32 of `item`'s shape, at most n - 1."""
-    if ends.size == 1:
-        return jnp.zeros_like(item)
-    found = jnp.searchsorted(ends, item, side="right").astype(jnp.int32)
-    return jnp.minimum(found, ends.size - 1)
+    # Binary search without a loop: jnp.searchsorted has one, which no mesh with an Explicit axis takes.
+    group = jnp.zeros_like(item)
+    for bit in reversed(range((ends.size - 1).bit_length())):
+        further = group + 2**bit
+        last = jnp.minimum(further, ends.size) - 1
+        group = jnp.where((further < ends.size) & (ends[last] <= item), further, group)
+    return group

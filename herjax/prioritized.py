@@ -5,10 +5,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import checkify
 
 from herjax import sum_tree
 from herjax.config import Config
+from herjax.lanes import debug_check
 from herjax.rows import INT32_MAX
 from herjax.state import BufferState, after, can_sample, count, is_held
 from herjax.sum_tree import SumTree
@@ -41,14 +41,7 @@ def update_priorities(
       TypeError: `indices` are not integers.
     """
     config = state.config
-    if state.tree is None:
-        raise ValueError("priorities cannot be updated: the buffer is uniform; give init a priority_exponent, such as 0.6.")
-    if jnp.shape(indices) != jnp.shape(priorities):
-        raise ValueError(
-            f"indices have shape {jnp.shape(indices)} and priorities {jnp.shape(priorities)}; give one priority for each index."
-        )
-    if not jnp.issubdtype(jnp.asarray(indices).dtype, jnp.integer):
-        raise TypeError(f"indices have dtype {jnp.asarray(indices).dtype}; give the integers that sample returned.")
+    tree = _check_update(state, indices, priorities)
     given, priorities = jnp.ravel(indices), jnp.ravel(priorities).astype(jnp.float32)
     indices = _int32(given)
     if indices.size == 0:
@@ -60,27 +53,39 @@ def update_priorities(
     accepted = held & valid
     targets = jnp.where(accepted, indices, INT32_MAX)
     values = jnp.where(accepted, _stored(config, priorities), 0)
-    max_priority = jnp.maximum(state.max_priority, jnp.max(jnp.where(accepted, priorities, 0)))
+    max_priority = jnp.max(jnp.where(accepted, priorities, 0), initial=state.max_priority)
     if axis_name is not None:
         # The maximum with its own leaves the value as it is, and varying over the axis, as a scan's carry must stay.
         max_priority = jnp.maximum(max_priority, jax.lax.pmax(max_priority, axis_name))
     return dataclasses.replace(
         state,
-        tree=sum_tree.set_leaves(state.tree, targets, values),
+        tree=sum_tree.set_leaves(tree, targets, values),
         max_priority=max_priority,
         num_rejected=count(state.num_rejected, jnp.where(can_sample(state), jnp.sum(~accepted), 0)),
     )
 
 
+def _check_update(state: BufferState, indices: jax.Array, priorities: jax.Array) -> SumTree:
+    if state.tree is None:
+        raise ValueError("priorities cannot be updated: the buffer is uniform; give init a priority_exponent, such as 0.6.")
+    if jnp.shape(indices) != jnp.shape(priorities):
+        raise ValueError(
+            f"indices have shape {jnp.shape(indices)} and priorities {jnp.shape(priorities)}; give one priority for each index."
+        )
+    if not jnp.issubdtype(jnp.asarray(indices).dtype, jnp.integer):
+        raise TypeError(f"indices have dtype {jnp.asarray(indices).dtype}; give the integers that sample returned.")
+    return state.tree
+
+
 def _report_rejected(state: BufferState, indices: jax.Array, priorities: jax.Array, held: jax.Array, valid: jax.Array) -> None:
     empty = ~can_sample(state)
-    checkify.debug_check(
+    debug_check(
         empty | jnp.all(valid),
         "update_priorities: priorities must be finite and >= 0, but that of index {index} is {priority}; it was rejected",
         index=indices[jnp.argmin(valid)],
         priority=priorities[jnp.argmin(valid)],
     )
-    checkify.debug_check(
+    debug_check(
         empty | jnp.all(held),
         "update_priorities: indices must come from sample, but {index} holds nothing; it was rejected",
         index=indices[jnp.argmin(held)],
@@ -88,7 +93,7 @@ def _report_rejected(state: BufferState, indices: jax.Array, priorities: jax.Arr
 
 
 def _int32(indices: jax.Array) -> jax.Array:
-    """Indices as int32. Of 64-bit ones, those that do not fit become one that names nothing, rather than wrap around."""
+    """Indices as int32. Of 64-bit ones, those that do not fit become INT32_MAX, which no row has, rather than wrap around."""
     if indices.dtype.itemsize > 4:
         indices = jnp.where((indices < 0) | (indices > INT32_MAX), INT32_MAX, indices)
     return indices.astype(jnp.int32)

@@ -3,17 +3,16 @@
 Knows episodes and goals, and nothing of how a buffer stores them.
 """
 
-import abc
 import dataclasses
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import checkify
 
+from herjax.lanes import debug_check
 from herjax.rows import Pytree
 
 Transition: TypeAlias = Pytree
@@ -30,59 +29,49 @@ RANDOM = "random"
 """The one strategy whose goals come from other episodes too, so that the buffer has to draw them."""
 
 
-class Quantile(abc.ABC):
+PlaceFn: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(quantile, step, length) -> goal_step`: the goal's step at a quantile of its distribution, float32 [] in [0, 1)."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Quantile:
     """A strategy that one uniform number decides. All goals' numbers can be drawn at once, faster than from a key for each."""
 
-    looks_ahead: ClassVar[bool] = False
-    """Whether it promises that no goal's step comes before the step that it is for."""
+    name: str
+    place: PlaceFn
+    looks_ahead: bool = True  # Whether no goal's step comes before the step that it is for.
 
-    @abc.abstractmethod
-    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """The goal's step at a `quantile` of its distribution, float32 [] in [0, 1): int32 []."""
+    def __repr__(self) -> str:
+        """Its name."""
+        return self.name
 
     def __call__(self, key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """The goal's step, int32 []; `key` is used up."""
         return self.place(jax.random.uniform(key, (), jnp.float32), step, length)
 
 
-@dataclasses.dataclass(frozen=True)
-class Future(Quantile):
-    """A step of `step .. length - 1`, uniformly."""
-
-    looks_ahead: ClassVar[bool] = True
-
-    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """A step ahead, all alike."""
-        return step + _below(length - step, quantile)
+def _future(quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+    """Uniform over the steps from `step` on."""
+    return step + _below(length - step, quantile)
 
 
-@dataclasses.dataclass(frozen=True)
-class Episode(Quantile):
-    """A step of `0 .. length - 1`, uniformly."""
-
-    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """A step of the episode, all alike."""
-        del step
-        return _below(length, quantile)
+def _episode(quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+    """Uniform over all steps of the episode."""
+    del step
+    return _below(length, quantile)
 
 
-@dataclasses.dataclass(frozen=True)
-class Final(Quantile):
+def _final(quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
     """The last step."""
-
-    looks_ahead: ClassVar[bool] = True
-
-    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """The last, whatever the quantile."""
-        del quantile, step
-        return length - 1
+    del quantile, step
+    return length - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class geometric(Quantile):  # noqa: N801 - named as the function that it stands for.
+def geometric(discount: float) -> StrategyFn:
     """A strategy that prefers near goals: `P(step + j)` proportional to `discount^j`, `j = 0 .. length - 1 - step`.
 
-    The truncated geometric distribution of contrastive RL (Eysenbach et al. 2022, arXiv:2206.07568, section 3).
+    The truncated geometric distribution of contrastive RL (Eysenbach et al. 2022, arXiv:2206.07568, section 3). Two of one
+    discount are equal.
 
     Args:
       discount: in [0, 1]. 0 keeps the transition's own achieved goal, 1 is `"future"`.
@@ -91,19 +80,19 @@ class geometric(Quantile):  # noqa: N801 - named as the function that it stands 
       TypeError: `discount` is no number.
       ValueError: `discount` lies outside [0, 1].
     """
+    if isinstance(discount, bool) or not isinstance(discount, Real):
+        raise TypeError(f"discount is {discount!r}; give a Python number in [0, 1].")
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount is {discount}; geometric needs one in [0, 1].")
+    return Quantile(f"geometric({float(discount)})", _Geometric(float(discount)))
 
-    looks_ahead: ClassVar[bool] = True
 
+@dataclasses.dataclass(frozen=True)
+class _Geometric:
     discount: float
 
-    def __post_init__(self) -> None:
-        if isinstance(self.discount, bool) or not isinstance(self.discount, Real):
-            raise TypeError(f"discount is {self.discount!r}; give a Python number in [0, 1].")
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount is {self.discount}; geometric needs one in [0, 1].")
-
-    def place(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
-        """A step ahead, by the inverse of the truncated geometric distribution function."""
+    def __call__(self, quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        """The inverse of the truncated geometric distribution function."""
         remaining = length - step
         if self.discount == 0:
             return step
@@ -115,7 +104,8 @@ class geometric(Quantile):  # noqa: N801 - named as the function that it stands 
         return step + jnp.clip(ahead, 0, remaining - 1)
 
 
-STRATEGIES: dict[str, StrategyFn] = {"future": Future(), "episode": Episode(), "final": Final()}
+_NAMED = (Quantile("future", _future), Quantile("episode", _episode, looks_ahead=False), Quantile("final", _final))
+STRATEGIES: dict[str, StrategyFn] = {strategy.name: strategy for strategy in _NAMED}
 
 
 def goal_steps(
@@ -146,9 +136,9 @@ def goal_steps(
     drawn = jax.vmap(jax.vmap(draw, (0, None, None)))(chances, step, length)
     inside = jnp.clip(drawn, 0, length[:, None] - 1)
     if isinstance(strategy, Quantile):
-        return inside  # Not checked, as ours do not err: a check keeps JAX from calling compiled code without Python's detour.
+        return inside  # Built-in strategies are always in range, and an unused check would disable JAX's fast dispatch.
     fault = (inside != drawn) & valid[:, None]
-    checkify.debug_check(
+    debug_check(
         ~jnp.any(fault),
         "strategy: it returned goal_step {goal_step}, outside the episode of length {length}; it was clipped into it",
         goal_step=drawn.ravel()[jnp.argmax(fault)],

@@ -1,8 +1,8 @@
 """A pytree stored as one row of 32-bit words.
 
-Writing a transition is then one update, and reading a sampled one is one gather, however many leaves it has. Values are kept bit
-for bit, whatever their dtype, as long as selects act on rows, not on unpacked values: XLA may compute in float32 on a bfloat16
-and lose the bits of a NaN.
+Writing a transition is then one update, and reading a sampled one is one gather, however many leaves it has. Values are kept
+bit for bit, whatever their dtype, as long as selects act on rows, not on unpacked values: XLA may compute in float32 on a
+bfloat16 and lose the bits of a NaN.
 """
 
 import dataclasses
@@ -100,12 +100,10 @@ class Layout:
 
     def read(self, rows: jax.Array, indices: jax.Array) -> jax.Array:
         """The rows at `indices`, int32 [n], all of which must be there: uint32 [n, words]."""
-        if rows.ndim == 1:
-            axes = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(), start_index_map=(0,))
-            starts, slices = indices * self.words, (self.words,)
-        else:
-            axes = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
-            starts, slices = indices, (1, self.words)
+        flat = rows.ndim == 1
+        starts = indices * self.words if flat else indices
+        slices: tuple[int, ...] = (self.words,) if flat else (1, self.words)
+        axes = jax.lax.GatherDimensionNumbers((1,), collapsed_slice_dims=() if flat else (0,), start_index_map=(0,))
         return jax.lax.gather(rows, starts[:, None], axes, slices, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
 
     def write(self, rows: jax.Array, starts: jax.Array, valid: jax.Array, values: jax.Array) -> jax.Array:
@@ -125,8 +123,8 @@ def _to_words(values: jax.Array) -> jax.Array:
     values = values.ravel()
     per_word = 4 // min(4, values.dtype.itemsize)
     bits = values.view(f"uint{32 // per_word}")
-    if per_word == 1:
-        return bits
+    if per_word == 1 or bits.size == 1:
+        return bits.astype(jnp.uint32)
     padded = jnp.pad(bits, (0, -bits.size % per_word))
     return jax.lax.bitcast_convert_type(padded.reshape(-1, per_word), jnp.uint32)
 
@@ -135,9 +133,10 @@ def _from_words(words: jax.Array, leaf: Leaf) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         parts = words.view(f"float{4 * leaf.dtype.itemsize}").reshape(*leaf.shape, 2)
         return jax.lax.complex(parts[..., 0], parts[..., 1])
-    bits = words
+    bits, size = words, math.prod(leaf.shape)
     if leaf.dtype.itemsize < 4:
-        bits = jax.lax.bitcast_convert_type(words, f"uint{8 * leaf.dtype.itemsize}").ravel()[: math.prod(leaf.shape)]
+        narrow = f"uint{8 * leaf.dtype.itemsize}"
+        bits = words.astype(narrow) if size == 1 else jax.lax.bitcast_convert_type(words, narrow).ravel()[:size]
     return bits.view(leaf.dtype).reshape(leaf.shape)
 
 

@@ -53,19 +53,8 @@ def sample(
     """
     check_whole("batch_size", batch_size, 1)
     config = state.config
-    copies_held = size(state) * config.num_copies
     key, key_goals = jax.random.split(key) if config.relabels_when_sampled else (key, key)
-    if state.tree is None:
-        indices = _draw_uniformly(state, key, batch_size)
-        weights = jnp.full(batch_size, can_sample(state).astype(jnp.float32))
-        priorities, priority_sum = weights, copies_held.astype(jnp.float32)
-    else:
-        indices, priorities, priority_sum = prioritized.draw(state.tree, key, batch_size)
-    if axis_name is not None:
-        copies_held, priority_sum = jax.lax.psum((copies_held, priority_sum), axis_name)
-    probabilities = priorities / jnp.where(priority_sum > 0, priority_sum, 1)
-    if state.tree is not None:
-        weights = prioritized.importance_weights(probabilities, copies_held, beta, axis_name)
+    indices, probabilities, weights = _draw(state, key, batch_size, beta, axis_name)
     rows = jax.lax.div(indices, jnp.int32(config.num_copies))  # Of non-negative numbers; `//` would mind their sign.
     is_hindsight = jax.lax.sign(indices - rows * config.num_copies)
     copies = config.stored.read(state.copies, indices)
@@ -73,6 +62,7 @@ def sample(
         is_hindsight, copies = hindsight.relabelled(state, key_goals, rows, copies)
     transitions = config.transition.read(state.transitions, rows)
     drawn = (transitions, copies, is_hindsight, indices, probabilities, weights)
+    # All reads are over before any of the batch is there, so that a write that waits for some of it waits for all of them.
     transitions, copies, is_hindsight, indices, probabilities, weights = materialized(can_sample(state), drawn)
     copy: Copy = jax.vmap(config.copy.unpack)(copies)
     return Sample(
@@ -87,6 +77,25 @@ def sample(
     )
 
 
+def _draw(
+    state: BufferState, key: jax.Array, batch_size: int, beta: jax.Array | float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Indices, int32 [batch_size], their probabilities and their importance weights, float32 [batch_size] each."""
+    copies_held = size(state) * state.config.num_copies
+    if state.tree is None:
+        indices = _draw_uniformly(state, key, batch_size)
+        weights = jnp.full(batch_size, can_sample(state).astype(jnp.float32))
+        priorities, priority_sum = weights, copies_held.astype(jnp.float32)
+    else:
+        indices, priorities, priority_sum = prioritized.draw(state.tree, key, batch_size)
+    if axis_name is not None:
+        copies_held, priority_sum = jax.lax.psum((copies_held, priority_sum), axis_name)
+    probabilities = priorities / jnp.where(priority_sum > 0, priority_sum, 1)
+    if state.tree is not None:
+        weights = prioritized.importance_weights(probabilities, copies_held, beta, axis_name)
+    return indices, probabilities, weights
+
+
 def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
     """Indices of copies held, int32 [batch_size]."""
     num_copies = state.config.num_copies
@@ -98,7 +107,7 @@ def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.
 
 
 def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:
-    """The upper half of the product of two uint32: of uniform bits, a number uniform below the bound to within bound / 2^32.
+    """High 32 bits of bits x bound, both uint32: of uniform bits, uniform below bound to within bound / 2^32.
 
     By halves, because `jax.lax.mulhi` does not compile under `shard_map` over several devices (jax 0.10.2).
     """

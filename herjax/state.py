@@ -11,8 +11,8 @@ The running episode makes room for itself as it grows: in a full ring each of it
 
 A row holds one transition, and has `num_copies` indices: copy `c` of row `r` has the index `r * num_copies + c`. With
 `relabel="episode_end"` an index stores a goal, and the reward and termination under it; copy 0 has the goal that the episode
-pursued, the others have hindsight goals. With `relabel="sample"` a row has one index, which stores the pursued goal, the step and
-the episode's length. Each index has a priority.
+pursued, the others have hindsight goals. With `relabel="sample"` a row has one index, which stores the pursued goal, the step
+and the episode's length. Each index has a priority.
 """
 
 import dataclasses
@@ -56,16 +56,21 @@ def empty(config: Config) -> BufferState:
     """An empty buffer with these settings."""
     num_indices = config.num_rows * config.num_copies
     per_env = partial(jnp.zeros, config.envs, jnp.int32)
+
+    def scalar(value: int, dtype: jnp.dtype) -> jax.Array:
+        # Taken from an array, since JAX forgets the mesh of a constant: scan would refuse it as a carry over an Explicit axis.
+        return jnp.full(1, value, dtype)[0]
+
     return BufferState(
         transitions=config.transition.zeros(config.num_rows),
         copies=config.stored.zeros(num_indices),
         tree=None if config.priority_exponent is None else sum_tree.init(num_indices),
-        max_priority=jnp.float32(1),
+        max_priority=scalar(1, jnp.float32),
         head=per_env(),  # Arrays of their own, so that the state can be donated.
         held=per_env(),
         pending=per_env(),
-        num_dropped=jnp.int32(0),
-        num_rejected=jnp.int32(0),
+        num_dropped=scalar(0, jnp.int32),
+        num_rejected=scalar(0, jnp.int32),
         config=config,
     )
 
@@ -87,8 +92,8 @@ def size(state: BufferState) -> jax.Array:
 def after(state: BufferState, values: Pytree) -> BufferState:
     """The same state, bit for bit, but what is written to it comes after `values` have been computed.
 
-    XLA copies a whole buffer where it cannot tell that a read comes before a write. A loop that samples, and then adds what does
-    not depend on the batch, says `state = herjax.after(state, batch)` in between. `update_priorities` does it by itself.
+    XLA copies a whole buffer where it cannot tell that a read comes before a write. A loop that samples, and then adds what
+    does not depend on the batch, says `state = herjax.after(state, batch)` in between. `update_priorities` does it by itself.
 
     Args:
       state: the buffer.

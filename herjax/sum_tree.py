@@ -98,9 +98,7 @@ def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
     """
     num_leaves, width = tree[0].size, values.shape[1]
     starts = jnp.minimum(starts, num_leaves)
-    axes = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
-    )
+    axes = jax.lax.ScatterDimensionNumbers(update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,))
     levels = [jax.lax.scatter(tree[0], starts[:, None], values, axes, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)]
     for height, parents in enumerate(tree[1:], start=1):
         # Every node above a window lies above one of these leaves of it.

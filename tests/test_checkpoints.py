@@ -86,7 +86,7 @@ def other_reward(number: jax.Array, goal: jax.Array) -> jax.Array:
         ({"max_episode_length": 6}, ("max_episode_length 5", "max_episode_length 6")),
         ({"num_goals": 3}, ("num_goals 4", "num_goals 3")),
         ({"strategy": "episode"}, ("strategy Future()", "strategy Episode()")),
-        ({"strategy": herjax.geometric(0.9)}, ("strategy Future()", "strategy geometric(discount=0.9)")),
+        ({"strategy": herjax.geometric(0.9)}, ("strategy future", "strategy geometric(0.9)")),
         ({"relabel": "sample"}, ("relabel episode_end", "relabel sample")),
         ({"priority_exponent": 0.7}, ("priority_exponent 0.6", "priority_exponent 0.7")),
         ({"priority_exponent": None}, ("priority_exponent 0.6", "priority_exponent None")),

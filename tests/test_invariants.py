@@ -86,7 +86,7 @@ def first_held(state: herjax.BufferState) -> int:
 
 
 def of_visit(place: int, word: int, amount: int) -> Break:
-    """Adds to a word (-2: the step, -1: the length) of what the first environment's oldest transition, or one after it, stores."""
+    """Adds to a word (-2: the step, -1: the length) of what is stored with a transition; 0: the oldest."""
 
     def broken(state: herjax.BufferState) -> herjax.BufferState:
         row = (first_held(state) + place) % state.config.rows_per_env

@@ -68,7 +68,7 @@ def play(state: herjax.BufferState, first: jax.Array, dones: jax.Array, key: jax
 def test_each_environment_holds_what_its_list_of_episodes_holds(
     relabel: str, n: int, capacity: int, strategy: str | Callable[..., jax.Array], priority_exponent: float | None
 ) -> None:
-    """Whatever ends when, what is drawn is the newest of each environment, with a goal of its own episode, of which some steps may have made room.
+    """Whatever ends when, what is drawn is the newest of each environment, with a goal of its own episode.
 
     The first environment ends its episodes late, so that transitions are dropped; the last one early.
     """

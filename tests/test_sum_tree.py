@@ -73,7 +73,7 @@ def test_any_sequence_of_writes_keeps_every_sum(num_leaves: int, data: st.DataOb
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(data=st.data())
 def test_the_last_value_of_a_leaf_wins(data: st.DataObject) -> None:
-    """Whatever the order of the leaves and however often one comes, each holds its last value, as NumPy's writes one by one do."""
+    """In any order, and however often one comes, each leaf holds its last value, as NumPy's writes one by one leave it."""
     num_leaves, batch = 5_000, 24
     near = st.integers(0, 9) | st.integers(0, num_leaves - 1) | st.just(10**6)
     tree = tree_of(np.full(num_leaves, 2.0))
