@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,15 +23,30 @@ def test_the_quickstart_runs_as_printed() -> None:
     assert np.all(rewards[:, -50:].max(axis=1) > -1), "hindsight goals were reached"
 
 
+def test_your_own_loop_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The next two show its temporaries, and share its seeds out over an Explicit mesh, to the same rewards."""
+    namespace: dict[str, object] = {"__name__": "readme"}
+    exec(BLOCKS[0], namespace)
+    alone = np.asarray(namespace["rewards"])
+    exec(BLOCKS[1], namespace)
+    buffers = 8 * sum(leaf.nbytes for leaf in jax.tree.leaves(namespace["start"]()))
+    assert buffers < int(capsys.readouterr().out) < 1.5 * buffers
+    namespace = {"__name__": "readme"}
+    exec(BLOCKS[0], namespace)
+    exec(BLOCKS[2], namespace)
+    assert jax.typeof(namespace["rewards"]).sharding.spec[0] == "seed"
+    np.testing.assert_array_equal(namespace["rewards"], alone)
+
+
 def test_a_checkpoint_is_restored_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second Python block saves a loop, and restores it when it runs again."""
-    assert len(BLOCKS) == 2
+    """The last Python block saves a loop, and restores it when it runs again."""
+    assert len(BLOCKS) == 4
     monkeypatch.chdir(tmp_path)
     first: dict[str, object] = {"loop": {"steps": jnp.int32(2000)}}
-    exec(BLOCKS[1], first)
+    exec(BLOCKS[3], first)
     assert "notes" not in first
     second: dict[str, object] = {"loop": {"steps": jnp.int32(0)}}
-    exec(BLOCKS[1], second)
+    exec(BLOCKS[3], second)
     assert second["notes"] == {"steps": 2000}
     assert int(second["loop"]["steps"]) == 2000
 

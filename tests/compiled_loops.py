@@ -1,0 +1,239 @@
+"""Training loops of many shapes, and what XLA makes of them: `python tests/compiled_loops.py --platform cuda`.
+
+A loop is in place if the temporaries of the compiled loop are small beside the buffer. No GPU or TPU is needed to compile for
+one, only its plugin: `pip install ".[test-cuda]"` or `".[test-tpu]"`.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jax.experimental import topologies
+
+import herjax
+
+CAPACITY, LENGTH, BATCH, STEPS, SIZE = 160_000, 8, 16, 10, 6
+H100 = Path(__file__).with_name("h100.txtpb")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "prioritised": {"priority_exponent": 0.6},
+    "16 envs": {"priority_exponent": 0.6, "num_envs": 16},
+    "late goals": {"relabel": "sample", "strategy": "episode"},
+    "late goals, prioritised": {"relabel": "sample", "strategy": "episode", "priority_exponent": 0.6},
+}
+
+
+class Loop(NamedTuple):
+    """The carry of a loop: a buffer, and an agent."""
+
+    buffer: herjax.BufferState
+    params: jax.Array  # float32 [SIZE]
+
+
+Step: TypeAlias = Callable[[Loop, jax.Array, jax.Array], Loop]
+"""A step of a loop, given a key and the number of the step, int32 []."""
+
+
+def achieved(transition: jax.Array) -> jax.Array:
+    """All of a transition is a goal."""
+    return transition
+
+
+def reward(transition: jax.Array, goal: jax.Array) -> jax.Array:
+    """The distance of both."""
+    return -jnp.sum(jnp.abs(transition - goal))
+
+
+def start(setting: str) -> Loop:
+    """An empty buffer, and an agent."""
+    buffer = herjax.init(
+        jnp.zeros(SIZE), capacity=CAPACITY, max_episode_length=LENGTH, goal_fn=achieved, reward_fn=reward, **SETTINGS[setting]
+    )
+    return Loop(buffer, jnp.zeros(SIZE))
+
+
+def act(loop: Loop, params: jax.Array, key: jax.Array) -> herjax.BufferState:
+    """Stores what a policy with `params` did, and ends the episode now and then."""
+    shape = () if loop.buffer.config.num_envs is None else (loop.buffer.config.num_envs,)
+    key_noise, key_done, key_goals = jax.random.split(key, 3)
+    buffer = herjax.add(loop.buffer, jnp.broadcast_to(params, (*shape, SIZE)) + jax.random.normal(key_noise, (*shape, SIZE)))
+    return herjax.end_episode(buffer, jnp.ones((*shape, SIZE)), key_goals, jax.random.bernoulli(key_done, 0.2, shape))
+
+
+def update(params: jax.Array, batch: herjax.Sample) -> tuple[jax.Array, jax.Array]:
+    """New parameters, and the TD errors."""
+    errors = batch.reward - (batch.transition * params[None]).sum(1) + batch.goal.sum(1)
+    return params + 1e-3 * (batch.weights * errors).mean() * batch.transition.mean(0), jnp.abs(errors)
+
+
+def learn(loop: Loop, key: jax.Array) -> Loop:
+    """An update from a batch, and of its priorities if there are any."""
+    batch = herjax.sample(loop.buffer, key, BATCH)
+    params, errors = update(loop.params, batch)
+    prioritised = loop.buffer.config.priority_exponent is not None
+    return Loop(herjax.update_priorities(loop.buffer, batch.indices, errors) if prioritised else loop.buffer, params)
+
+
+def acted(loop: Loop, key: jax.Array) -> Loop:
+    """Acts."""
+    return Loop(act(loop, loop.params, key), loop.params)
+
+
+def same(loop: Loop) -> Loop:
+    """Does nothing."""
+    return loop
+
+
+def act_then_learn(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
+    """The order of README."""
+    return learn(acted(loop, key), key)
+
+
+def learn_then_act(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
+    """Acts with what was learned."""
+    return acted(learn(loop, key), key)
+
+
+def learn_then_act_as_before(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
+    """Acts with the parameters from before."""
+    learned = learn(loop, key)
+    return Loop(act(Loop(learned.buffer, loop.params), loop.params, key), learned.params)
+
+
+def learn_then_act_after(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
+    """The same with `after`."""
+    batch = herjax.sample(loop.buffer, key, BATCH)
+    params, _ = update(loop.params, batch)
+    return Loop(act(Loop(herjax.after(loop.buffer, batch), loop.params), loop.params, key), params)
+
+
+def learn_now_and_then(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
+    """A conditional around the learning, which skips most steps."""
+    return jax.lax.cond(number % 4 == 3, lambda loop: learn(loop, key), same, acted(loop, key))
+
+
+def skip_now_and_then(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
+    """The same conditional, the other way round."""
+    return jax.lax.cond(number % 4 < 3, same, lambda loop: learn(loop, key), acted(loop, key))
+
+
+def learn_in_a_loop(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
+    """A loop of one turn or none instead of a conditional."""
+    turns = (number % 4 == 3).astype(jnp.int32)
+    return jax.lax.fori_loop(0, turns, lambda _, loop: learn(loop, key), acted(loop, key))
+
+
+def act_in_a_branch(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
+    """A conditional around the acting."""
+    return learn(jax.lax.cond(number % 3 > 0, lambda loop: acted(loop, key), same, loop), key)
+
+
+def all_in_a_branch(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
+    """A conditional around everything."""
+    return jax.lax.cond(number % 3 > 0, lambda loop: act_then_learn(loop, key, number), same, loop)
+
+
+def two_branches_write(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
+    """A warm-up as a conditional both of whose branches act."""
+    return jax.lax.cond(number > 5, lambda loop: act_then_learn(loop, key, number), lambda loop: acted(loop, key), loop)
+
+
+def many_updates(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
+    """Updates by an inner scan."""
+    return jax.lax.scan(lambda loop, key: (learn(loop, key), None), acted(loop, key), jax.random.split(key, 3))[0]
+
+
+def two_batches(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
+    """Two batches a step, the first of which no update depends on."""
+    loop = acted(loop, key)
+    other = herjax.sample(loop.buffer, jax.random.fold_in(key, 1), BATCH)
+    loop = learn(loop, key)
+    return loop._replace(params=loop.params + other.transition.mean(0))
+
+
+def two_batches_after(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
+    """The same with `after`."""
+    loop = acted(loop, key)
+    other = herjax.sample(loop.buffer, jax.random.fold_in(key, 1), BATCH)
+    loop = learn(loop._replace(buffer=herjax.after(loop.buffer, other)), key)
+    return loop._replace(params=loop.params + other.transition.mean(0))
+
+
+STEPS_BY_NAME: dict[str, Step] = {
+    step.__name__: step
+    for step in (
+        act_then_learn,
+        learn_then_act,
+        learn_then_act_as_before,
+        learn_then_act_after,
+        learn_now_and_then,
+        skip_now_and_then,
+        learn_in_a_loop,
+        act_in_a_branch,
+        all_in_a_branch,
+        two_branches_write,
+        many_updates,
+        two_batches,
+        two_batches_after,
+    )
+}
+
+
+def device(platform: str) -> jax.Device:
+    """A device of that platform, which need not be there: this CPU, an H100, or a chip of a TPU v5e."""
+    if platform == "cpu":
+        return jax.devices("cpu")[0]
+    if platform == "tpu":
+        return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
+    return topologies.get_topology_desc(platform="cuda", target_config=H100.read_text(), topology="1x1x1").devices[0]
+
+
+def temporaries(step: Step, setting: str, platform: str = "cpu", seeds: int = 1) -> float:
+    """Bytes of the compiled loop's temporaries over those of its buffer. It is compiled, not run."""
+
+    def train(loop: Loop, key: jax.Array) -> Loop:
+        xs = (jax.random.split(key, STEPS), jnp.arange(STEPS))
+        return jax.lax.scan(lambda loop, x: (step(loop, *x), None), loop, xs)[0]
+
+    def arguments(key: jax.Array) -> tuple[Loop, jax.Array]:
+        return start(setting), key
+
+    keys = jax.random.split(jax.random.key(0), seeds)
+    sharding = jax.sharding.SingleDeviceSharding(device(platform))
+    if seeds == 1:
+        shapes = jax.eval_shape(arguments, keys[0])
+    else:
+        train, shapes = jax.vmap(train), jax.eval_shape(jax.vmap(arguments), keys)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    compiled = jax.jit(train, donate_argnums=0).trace(*shapes).lower(lowering_platforms=(platform,)).compile()
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes[0]))
+    return compiled.memory_analysis().temp_size_in_bytes / held
+
+
+def main(platform: str = "cpu", seeds: int = 1, only: tuple[str, ...] = (), settings: tuple[str, ...] = ()) -> None:
+    """Compiles every loop, and prints its temporaries over its buffer, as JSON by setting and loop.
+
+    Args:
+      platform: cpu, cuda or tpu.
+      seeds: buffers vmapped.
+      only: names of loops; all by default.
+      settings: of the buffer; all by default.
+    """
+    jax.config.update("jax_platforms", "cpu")  # Nothing is run elsewhere.
+    for name, value in {"SKIP_MDS_QUERY": "1", "ACCELERATOR_TYPE": "v5litepod-4", "WORKER_HOSTNAMES": "localhost"}.items():
+        os.environ.setdefault(f"TPU_{name}", value)  # Or libtpu waits for a machine.
+    found = {
+        setting: {name: temporaries(STEPS_BY_NAME[name], setting, platform, seeds) for name in only or STEPS_BY_NAME}
+        for setting in settings or SETTINGS
+    }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

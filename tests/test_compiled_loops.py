@@ -1,0 +1,66 @@
+"""What README says of a user's own loop: which are in place, on a CPU, and compiled for a GPU and a TPU that are not there."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import compiled_loops
+from compiled_loops import SETTINGS, STEPS_BY_NAME
+
+SMALL = 0.02
+"""Temporaries over the buffer, up to which a loop counts as in place. A copied tree, the least that is copied, takes 0.07."""
+SMALL_ON_TPU = 0.2
+"""Of this small buffer; a TPU pads what is read of it."""
+
+WITHOUT_PRIORITIES = {setting for setting in SETTINGS if "priority_exponent" not in SETTINGS[setting]}
+WITH_PRIORITIES = SETTINGS.keys() - WITHOUT_PRIORITIES
+COPIED: dict[str, dict[str, set[str]]] = {
+    "cpu": {
+        "learn_then_act_as_before": WITHOUT_PRIORITIES,
+        "skip_now_and_then": WITH_PRIORITIES,
+        "two_branches_write": set(SETTINGS),
+        "two_batches": WITH_PRIORITIES,
+    },
+    "cuda": {
+        "learn_now_and_then": WITH_PRIORITIES,
+        "act_in_a_branch": set(SETTINGS),
+        "all_in_a_branch": set(SETTINGS),
+        "two_branches_write": set(SETTINGS),
+    },
+    "tpu": {"two_branches_write": set(SETTINGS)},
+}
+"""By platform and loop: the settings of a buffer that XLA copies there."""
+
+QUICK = [(name, setting) for i, name in enumerate(STEPS_BY_NAME) for j, setting in enumerate(SETTINGS) if (i + j) % 5 in (0, 2)]
+
+
+@pytest.mark.parametrize(("name", "setting"), QUICK)
+def test_a_loop_copies_no_buffer_but_where_readme_says_so(name: str, setting: str) -> None:
+    """On the CPU: the temporaries are small, or as large as what is copied; one run or three vmapped."""
+    seeds = 1 if QUICK.index((name, setting)) % 2 else 3
+    found = compiled_loops.temporaries(STEPS_BY_NAME[name], setting, seeds=seeds)
+    assert (found > SMALL) == (setting in COPIED["cpu"].get(name, set())), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 8])
+@pytest.mark.parametrize(("platform", "plugin"), [("cpu", "jax"), ("cuda", "jax_plugins.xla_cuda12"), ("tpu", "libtpu")])
+def test_every_loop_on_every_platform(platform: str, plugin: str, seeds: int) -> None:
+    """All loops with all settings, compiled for a machine that need not be there."""
+    try:
+        there = importlib.util.find_spec(plugin) is not None
+    except ModuleNotFoundError:
+        there = False
+    if not there:
+        pytest.skip(f"{plugin} is not installed")
+    command = [sys.executable, Path(compiled_loops.__file__), "--platform", platform, "--seeds", str(seeds)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = {(name, setting): value for setting, loops in json.loads(printed).items() for name, value in loops.items()}
+    small = SMALL_ON_TPU if platform == "tpu" else SMALL
+    copied = {(name, setting) for (name, setting), value in found.items() if value > small}
+    assert copied == {(name, setting) for name, settings in COPIED[platform].items() for setting in settings}
+    assert len(found) == len(STEPS_BY_NAME) * len(SETTINGS)
