@@ -73,7 +73,7 @@ def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
 
 def debug_check(holds: jax.Array, message: str, **values: jax.Array) -> None:
     """Names a fault under checkify, where `holds`, bool [], is False: `message`, with the scalar `values` formatted in."""
-    # checkify cannot put together the errors of lanes that are shared out over an Explicit axis of a mesh (jax 0.10 and 0.11).
+    # checkify cannot put together the errors of lanes that are shared out over an Explicit axis of a mesh (jax 0.10.2).
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         checkify.debug_check(holds, message, **values)
 

@@ -82,6 +82,7 @@ def set_leaves(tree: SumTree, leaves: jax.Array, values: jax.Array) -> SumTree:
 
     Leaves past the end are dropped.
     """
+    # Each leaves how late it comes in its leaf; the latest stays, and writes its value.
     lateness = -1.0 - jnp.arange(leaves.size, dtype=jnp.float32)
     marked = tree[0].at[leaves].min(lateness, mode="drop", wrap_negative_indices=False)
     is_last = marked.at[leaves].get(mode="clip", wrap_negative_indices=False) == lateness
