@@ -1,15 +1,16 @@
-"""How transitions get into a buffer: `init`, `add`, `end_episode`."""
+"""How transitions get into a buffer: `init`, `add`, `end_episode`, `discard`."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from herjax import hindsight, prioritized
+from herjax import checks, hindsight, prioritized
 from herjax.config import Config
+from herjax.faults import reported
 from herjax.hindsight import Visits
-from herjax.lanes import Steps, debug_check, for_each_step, materialized, written_after
-from herjax.relabel import Goal, GoalFn, RewardFn, StrategyFn, TerminatedFn, Transition
+from herjax.lanes import Steps, for_each_step, materialized, written_after
+from herjax.relabel import Goal, GoalFn, Mixture, RewardFn, StrategyFn, TerminatedFn, Transition
 from herjax.rows import Layout, Pytree
 from herjax.state import BufferState, after, count, empty, row_at, seen
 
@@ -22,9 +23,11 @@ def init(
     goal_fn: GoalFn,
     reward_fn: RewardFn,
     terminated_fn: TerminatedFn | None = None,
-    strategy: str | StrategyFn = "future",
+    strategy: str | StrategyFn | Mixture = "future",
     num_goals: int = 4,
     relabel: str = "episode_end",
+    num_steps: int = 1,
+    discount: float | None = None,
     priority_exponent: float | None = None,
     priority_epsilon: float = 1e-6,
     num_envs: int | None = None,
@@ -41,10 +44,13 @@ def init(
       reward_fn: `reward_fn(transition, goal) -> []`, the transition's reward had `goal` been desired.
       terminated_fn: `terminated_fn(transition, goal) -> bool []`, whether the transition ends the task under `goal`.
       strategy: "final", "future", "episode" or "random" (arXiv:1707.01495, section 4.5), or a function
-        `(key, step, length) -> goal_step` of int32 scalars, such as `herjax.geometric(0.98)`.
+        `(key, step, length) -> goal_step` of int32 scalars, such as `herjax.geometric(0.98)`, or a `herjax.mixture` of these.
       num_goals: hindsight goals per transition, k in the paper. 0: no hindsight. "final" always has one.
       relabel: "episode_end": goals are drawn once, when their episode ends, and kept. "sample": goals are drawn afresh whenever
         a transition is sampled, its own with probability 1 / (num_goals + 1), and no copies are stored.
+      num_steps: n of n-step returns: the most steps whose rewards a copy adds up. Its window ends early with the episode, and
+        with a transition that `terminated_fn` calls the end under the copy's goal.
+      discount: of the rewards in a window, and of what `Sample.discount` says; in [0, 1]. None: only with num_steps=1.
       priority_exponent: alpha of prioritised replay (arXiv:1511.05952, section 3.3); None: uniform replay.
       priority_epsilon: added to every priority, so that none is zero.
       num_envs: environments that fill the buffer: the arguments of `add` and `end_episode` then have a leading axis of as many.
@@ -67,6 +73,8 @@ def init(
         strategy=strategy,
         num_goals=num_goals,
         relabel=relabel,
+        num_steps=num_steps,
+        discount=discount,
         priority_exponent=priority_exponent,
         priority_epsilon=priority_epsilon,
         num_envs=num_envs,
@@ -75,7 +83,7 @@ def init(
 
 
 @jax.jit
-def add(state: BufferState, transition: Transition) -> BufferState:
+def add(state: BufferState, transition: Transition, mask: jax.Array | bool = True) -> BufferState:
     """Appends a transition to the running episode. It is neither sampled nor a goal's source until the episode ends.
 
     Past `max_episode_length` the transition is not stored but counted in `num_dropped`, and named under checkify.
@@ -83,36 +91,40 @@ def add(state: BufferState, transition: Transition) -> BufferState:
     Args:
       state: the buffer.
       transition: one transition, like `init`'s example; with `num_envs`, one of each environment along a leading axis.
+      mask: bool [], whether there is a transition; with `num_envs`, that or bool [num_envs]. Where it is False, nothing changes.
 
     Returns:
       The next state. Called outside of a compiled loop, this copies the buffer: use `jax.jit(herjax.add, donate_argnums=0)`.
 
     Raises:
-      ValueError: the transition's structure or a leaf's shape differs from the example's.
-      TypeError: a leaf's dtype differs.
+      ValueError: the transition's structure or a leaf's shape differs from the example's, or `mask` has another shape.
+      TypeError: a leaf's dtype differs, or `mask` is no bool.
     """
     config = state.config
     config.transition.check("transition", transition, config.num_envs)
+    mask = checks.flags("mask", mask, config.num_envs)
+    state, transition = jax.lax.stop_gradient((state, transition))
     state = after(state, transition)  # For what `end_episode` writes: a transition may depend on a batch, by way of the policy.
-    fits = state.pending < config.max_episode_length
-    debug_check(
-        jnp.all(fits),
-        "add: the episode of environment {env} is longer than max_episode_length, which is {max_episode_length}; "
-        "the transition was dropped",
-        env=jnp.argmin(fits),
-        max_episode_length=jnp.int32(config.max_episode_length),
+    dropped = mask & (state.pending >= config.max_episode_length)
+    stored = mask & ~dropped
+    num_dropped = reported(
+        state.num_dropped,
+        ~jnp.any(dropped),
+        "add: the episode of environment {env} is longer than max_episode_length, which is "
+        f"{config.max_episode_length}; the transition was dropped",
+        env=jnp.argmax(dropped),
     )
     envs = jnp.arange(config.envs, dtype=jnp.int32)
-    full = fits & (state.held + state.pending >= config.capacity_per_env)
-    state = prioritized.leave(state, row_at(config, envs, state.head - state.held), full)
-    rows = row_at(config, envs, state.head + state.pending)
+    full = stored & (state.held + state.pending >= config.capacity_per_env)
+    state = prioritized.leave(state, jnp.where(full, row_at(config, envs, state.head - state.held), config.num_rows))
+    rows = jnp.where(stored, row_at(config, envs, state.head + state.pending), config.num_rows)
     packed = jax.vmap(config.transition.pack)(_with_axis(config, transition))
     return dataclasses.replace(
         state,
-        transitions=config.transition.write(state.transitions, rows, fits, packed[:, None]),
+        transitions=config.transition.write(state.transitions, rows, packed[:, None]),
         held=state.held - full.astype(jnp.int32),
-        pending=state.pending + fits.astype(jnp.int32),
-        num_dropped=count(state.num_dropped, jnp.sum(~fits)),
+        pending=state.pending + stored.astype(jnp.int32),
+        num_dropped=count(num_dropped, jnp.sum(dropped)),
     )
 
 
@@ -132,12 +144,14 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
       The next state. The oldest transitions have made room; the ended episode is held whole.
 
     Raises:
-      ValueError: the goal's structure or a leaf's shape differs from `goal_fn`'s, or `done` has another shape.
-      TypeError: a leaf's dtype differs, or `done` is no bool.
+      ValueError: the goal's structure or a leaf's shape differs from `goal_fn`'s, or `key` or `done` has another shape.
+      TypeError: a leaf's dtype differs, `key` is no key, or `done` is no bool.
     """
     config = state.config
     config.goal.check("goal", goal, config.num_envs)
-    lengths = jnp.where(_check_done(config, done), state.pending, 0)
+    checks.key(key)
+    state, goal = jax.lax.stop_gradient((state, goal))
+    lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)
     goals = jnp.where(lengths[:, None] > 0, jax.vmap(config.goal.pack)(_with_axis(config, goal)), jnp.uint32(0))
     ended = dataclasses.replace(
         state,
@@ -151,25 +165,32 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
         row = row_at(config, env, state.head[env] + steps.step)
         visits = Visits(row, steps.step, jnp.maximum(lengths[env], 1), goals[env], steps.valid)
         stored = materialized(jnp.any(steps.valid), hindsight.stored(ended, jax.random.fold_in(key, turn), visits))
-        copies = config.stored.write(ended.copies, row * config.num_copies, steps.valid, stored)
+        row = jnp.where(steps.valid, row, config.num_rows)
+        copies = config.stored.write(ended.copies, row * config.num_copies, stored)
         transitions = written_after(ended.transitions, seen(stored))
-        return prioritized.enter(dataclasses.replace(ended, copies=copies, transitions=transitions), row, steps.valid)
+        return prioritized.enter(dataclasses.replace(ended, copies=copies, transitions=transitions), row)
 
     return for_each_step(lengths, config.max_episode_length, commit, ended)
+
+
+@jax.jit
+def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
+    """Drops the running episode, as if it had never begun: after a crash of the simulator, or a restart from a checkpoint.
+
+    What it made room for stays gone.
+
+    Args:
+      state: the buffer.
+      done: bool [], whether to; with `num_envs`, that or bool [num_envs].
+
+    Raises:
+      ValueError: `done` has another shape.
+      TypeError: `done` is no bool.
+    """
+    dropped = checks.flags("done", done, state.config.num_envs)
+    return dataclasses.replace(state, pending=jnp.where(dropped, 0, state.pending))
 
 
 def _with_axis(config: Config, tree: Pytree) -> Pytree:
     """An argument with an axis for the environments, also where there is none: each leaf [n, ...]."""
     return tree if config.num_envs is not None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
-
-
-def _check_done(config: Config, done: jax.Array | bool) -> jax.Array:
-    """Whether each environment's episode ended: bool [n]."""
-    done = jnp.asarray(done)
-    if done.shape and done.shape != (config.num_envs,):
-        expected = "()" if config.num_envs is None else f"() or ({config.num_envs},)"
-        remedy = "one bool" if config.num_envs is None else "one bool for all environments, or one for each"
-        raise ValueError(f"done has shape {done.shape}, expected {expected}; pass {remedy}.")
-    if done.dtype != jnp.bool_:
-        raise TypeError(f"done has dtype {done.dtype}, expected bool; convert it with astype(bool).")
-    return jnp.broadcast_to(done, (config.envs,))

@@ -21,11 +21,9 @@ import orbax.checkpoint as ocp
 from herjax.rows import Layout, Pytree
 from herjax.state import BufferState
 
-_FORMAT = 2  # Of saved.json and of a buffer's rows: higher where older states must not be restored.
+_FORMAT = 3  # Of saved.json and of a buffer's rows: higher where older states must not be restored.
 _RECORD = "saved.json"
 _NAMES = re.compile(r"state-(\d+)(\.orbax-checkpoint-tmp.*)?")  # Of folders that are ours, finished or not.
-_DERIVED = ("copy", "stored")  # Settings that follow from others.
-
 
 Json: TypeAlias = dict[str, Any]
 """What JSON can say, by name."""
@@ -116,7 +114,7 @@ def describe(tree: Pytree) -> Json:
     for path, buffer in nodes:
         if isinstance(buffer, BufferState):
             for field in dataclasses.fields(buffer.config):
-                if field.name not in _DERIVED:
+                if field.compare:  # Others follow from these.
                     found[_dotted(path, field.name)] = _described(getattr(buffer.config, field.name))
     for path, leaf in jax.tree.leaves_with_path(tree):
         dtype = leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
@@ -202,9 +200,9 @@ def _described(value: Any) -> Any:
     """A setting as JSON; of functions their name, since where they lie in memory tells nothing."""
     if isinstance(value, Layout):
         return ", ".join(f"{leaf.path} {leaf.dtype}{list(leaf.shape)}" for leaf in value.leaves)
-    if callable(value):
-        return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
+    if value is None or isinstance(value, str | Real):
+        return value
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _dotted(path: tuple[Any, ...], *names: str) -> str:

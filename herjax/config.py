@@ -1,13 +1,15 @@
 """A buffer's static settings, and the checks on them."""
 
 import dataclasses
-from numbers import Real
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from herjax.relabel import RANDOM, STRATEGIES, Goal, GoalFn, Quantile, RewardFn, StrategyFn, TerminatedFn
+from herjax import checks
+from herjax.relabel import Function, Goal, GoalFn, Mixture, RewardFn, StrategyFn, TerminatedFn, as_mixture
 from herjax.rows import INT32_MAX, Layout, Pytree
 
 
@@ -15,8 +17,9 @@ class Copy(NamedTuple):
     """What an index stores with `relabel="episode_end"`: a transition's copy under one goal, without the transition."""
 
     goal: Goal
-    reward: jax.Array  # [], in `reward_fn`'s dtype.
-    terminated: jax.Array | None  # bool []
+    reward: jax.Array  # []; of the window, in `reward_fn`'s dtype, or float32 where that is no float.
+    terminated: jax.Array | None  # bool []; of the window's last step.
+    window: jax.Array | None  # int32 []; steps of the window. None where all have one step.
 
 
 class Visit(NamedTuple):
@@ -40,38 +43,101 @@ class Config:
     goal_fn: GoalFn
     reward_fn: RewardFn
     terminated_fn: TerminatedFn | None
-    strategy: str | StrategyFn
+    strategy: Mixture
     num_goals: int
     relabel: str
+    num_steps: int
+    discount: float | None
     priority_exponent: float | None
     priority_epsilon: float
     num_envs: int | None
-    goal: Layout = dataclasses.field(init=False)
-    copy: Layout = dataclasses.field(init=False)  # Of `Copy`.
-    stored: Layout = dataclasses.field(init=False)  # Of what an index stores, `Copy` or `Visit`.
+    goal: Layout = dataclasses.field(init=False, compare=False)
+    copy: Layout = dataclasses.field(init=False, compare=False)  # Of `Copy`.
+    stored: Layout = dataclasses.field(init=False, compare=False)  # Of what an index stores, `Copy` or `Visit`.
 
     def __post_init__(self) -> None:
-        """Checks every setting, and derives the layouts."""
+        """Checks every setting. Numbers become Python's, and functions compare by identity from here on."""
         if self.relabel not in ("episode_end", "sample"):
             raise ValueError(f"relabel is {self.relabel!r}; give 'episode_end' or 'sample'.")
-        check_whole("max_episode_length", self.max_episode_length, 1)
-        check_whole("num_goals", self.num_goals, 0)
-        _check_capacity(self.capacity, self.max_episode_length, self.num_envs)
+        self._set("max_episode_length", checks.whole("max_episode_length", self.max_episode_length, 1))
+        self._set("num_goals", checks.whole("num_goals", self.num_goals, 0))
+        self._set_capacity()
+        self._set_steps()
         if self.priority_exponent is not None:
-            _check_number("priority_exponent", self.priority_exponent)
-        _check_number("priority_epsilon", self.priority_epsilon)
-        if self.strategy == "final":
-            object.__setattr__(self, "num_goals", min(self.num_goals, 1))
-        object.__setattr__(self, "strategy", _strategy(self.strategy))
-        for name, layout in _layouts(self).items():
-            object.__setattr__(self, name, layout)
-        # An offset is added to before it is wrapped, by an episode's steps at most.
-        last_index = self.envs * (self.rows_per_env + self.max_episode_length) * self.num_copies
+            self._set("priority_exponent", checks.number("priority_exponent", self.priority_exponent))
+        self._set("priority_epsilon", checks.number("priority_epsilon", self.priority_epsilon))
+        self._set("strategy", as_mixture(self.strategy))
+        if repr(self.strategy) == "final":
+            self._set("num_goals", min(self.num_goals, 1))
+        self._set_functions()
+        # An offset is added to before it is wrapped, by an episode's steps at most; and there is one row more.
+        last_index = (self.envs * (self.rows_per_env + self.max_episode_length) + 1) * self.num_copies
         if last_index > INT32_MAX:
             raise ValueError(
                 f"capacity {self.capacity} with num_goals {self.num_goals} takes indices up to {last_index}, more than an "
                 "int32 can name; give a smaller capacity or num_goals."
             )
+
+    def _set(self, name: str, value: Pytree) -> None:
+        object.__setattr__(self, name, value)
+
+    def _set_capacity(self) -> None:
+        self._set("capacity", checks.whole("capacity", self.capacity, 1))
+        if self.num_envs is not None:
+            self._set("num_envs", checks.whole("num_envs", self.num_envs, 1))
+        envs, share = self.envs, "capacity" if self.num_envs is None else f"capacity over num_envs, which is {self.envs},"
+        if self.capacity % envs:
+            raise ValueError(f"capacity is {self.capacity}, not a multiple of num_envs, which is {envs}; give a multiple of it.")
+        if self.capacity_per_env < self.max_episode_length:
+            raise ValueError(
+                f"{share} is {self.capacity_per_env}, less than one episode; give a capacity of at least "
+                f"{self.max_episode_length * envs}: max_episode_length is {self.max_episode_length}"
+                + ("." if self.num_envs is None else ", for each environment.")
+            )
+
+    def _set_steps(self) -> None:
+        self._set("num_steps", checks.whole("num_steps", self.num_steps, 1))
+        if self.discount is not None:
+            self._set("discount", checks.number("discount", self.discount, most=1))
+        elif self.num_steps > 1:
+            raise ValueError(f"discount is None, and num_steps is {self.num_steps}; give a discount in [0, 1].")
+
+    def _set_functions(self) -> None:
+        """Calls each function once on shapes, and keeps the layouts that follow."""
+        if not self.transition.leaves:
+            raise ValueError("transition holds no array; give a pytree with at least one leaf.")
+        for name in ("goal_fn", "reward_fn", "terminated_fn"):
+            function = getattr(self, name)
+            if function is not None or name != "terminated_fn":
+                checks.function(name, function, "transition", *(["goal"] if name != "goal_fn" else []))
+                self._set(name, Function(function))
+        example = self.transition.struct()
+        goal = Layout.of("goal", jax.eval_shape(self.goal_fn, example))
+        if not goal.words:
+            raise ValueError("goal_fn returns no element; return the goal that the transition achieved.")
+        reward = jax.eval_shape(self.reward_fn, example, goal.struct())
+        checks.scalar("reward_fn", reward)
+        if self.num_steps > 1 and not jnp.issubdtype(reward.dtype, jnp.floating):
+            reward = jax.ShapeDtypeStruct((), jnp.float32)
+        terminated = None
+        if self.terminated_fn is not None:
+            terminated = jax.eval_shape(self.terminated_fn, example, goal.struct())
+            checks.scalar("terminated_fn", terminated)
+            if terminated.dtype != jnp.bool_:
+                raise TypeError(f"terminated_fn returns dtype {terminated.dtype}; return a bool.")
+        number: Pytree = jax.ShapeDtypeStruct((), jnp.int32)
+        self._set("goal", goal)
+        self._set("copy", Layout.of("copy", Copy(goal.struct(), reward, terminated, number if self.num_steps > 1 else None)))
+        visit = Layout.of("visit", Visit(goal.struct(), number, number))
+        self._set("stored", visit if self.relabels_when_sampled else self.copy)
+
+    def __hash__(self) -> int:
+        """Kept, because JAX asks for it in every call."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.compare))
 
     @property
     def envs(self) -> int:
@@ -100,8 +166,7 @@ class Config:
         Where a goal that is drawn at sampling may come from an earlier step, there are an episode's rows beyond the capacity:
         they keep the steps of the oldest episode that have made room.
         """
-        looks_back = callable(self.strategy) and not (isinstance(self.strategy, Quantile) and self.strategy.looks_ahead)
-        spare = self.relabels_when_sampled and self.num_goals > 0 and looks_back
+        spare = self.relabels_when_sampled and self.num_goals > 0 and self.strategy.looks_back
         return self.capacity_per_env + (self.max_episode_length if spare else 0)
 
     @property
@@ -109,77 +174,12 @@ class Config:
         """Rows of all environments."""
         return self.envs * self.rows_per_env
 
+    @property
+    def longest_window(self) -> int:
+        """The most steps that a transition's window can have."""
+        return min(self.num_steps, self.max_episode_length)
 
-def _layouts(config: Config) -> dict[str, Layout]:
-    """The layouts that follow from the transition's and the user's functions, by their names in `Config`."""
-    if not config.transition.leaves:
-        raise ValueError("transition holds no array; give a pytree with at least one leaf.")
-    example = config.transition.struct()
-    goal = Layout.of("goal", jax.eval_shape(config.goal_fn, example))
-    if not goal.words:
-        raise ValueError("goal_fn returns no element; return the goal that the transition achieved.")
-    reward = jax.eval_shape(config.reward_fn, example, goal.struct())
-    _check_scalar("reward_fn", reward)
-    terminated = None
-    if config.terminated_fn is not None:
-        terminated = jax.eval_shape(config.terminated_fn, example, goal.struct())
-        _check_scalar("terminated_fn", terminated)
-        if terminated.dtype != jnp.bool_:
-            raise TypeError(f"terminated_fn returns dtype {terminated.dtype}; return a bool.")
-    copy = Layout.of("copy", Copy(goal.struct(), reward, terminated))
-    number: Pytree = jax.ShapeDtypeStruct((), jnp.int32)
-    visit = Layout.of("visit", Visit(goal.struct(), number, number))
-    return {"goal": goal, "copy": copy, "stored": visit if config.relabels_when_sampled else copy}
-
-
-def _check_capacity(capacity: int, max_episode_length: int, num_envs: int | None) -> None:
-    check_whole("capacity", capacity, 1)
-    if num_envs is None:
-        envs, share = 1, "capacity"
-    else:
-        check_whole("num_envs", num_envs, 1)
-        envs, share = num_envs, f"capacity over num_envs, which is {num_envs},"
-    if capacity % envs:
-        raise ValueError(f"capacity is {capacity}, not a multiple of num_envs, which is {envs}; give a multiple of it.")
-    if capacity // envs < max_episode_length:
-        raise ValueError(
-            f"{share} is {capacity // envs}, less than one episode; give a capacity of at least {max_episode_length * envs}: "
-            f"max_episode_length is {max_episode_length}" + ("." if num_envs is None else ", for each environment.")
-        )
-
-
-def _strategy(strategy: str | StrategyFn) -> str | StrategyFn:
-    """The function behind a strategy's name; "random", which has none, as it is."""
-    if isinstance(strategy, str):
-        if strategy not in (RANDOM, *STRATEGIES):
-            names = ", ".join(map(repr, (*STRATEGIES, RANDOM)))
-            raise ValueError(f"strategy is {strategy!r}; give {names}, or a function (key, step, length) -> goal_step.")
-        return STRATEGIES.get(strategy, strategy)
-    if not callable(strategy):
-        raise TypeError(f"strategy is {strategy!r}; give a name or a function (key, step, length) -> goal_step.")
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    goal_step = jax.eval_shape(strategy, jax.eval_shape(lambda: jax.random.key(0)), step, step)
-    _check_scalar("strategy", goal_step)
-    if not jnp.issubdtype(goal_step.dtype, jnp.integer):
-        raise TypeError(f"strategy returns dtype {goal_step.dtype}; return the goal's step as an int32.")
-    return strategy
-
-
-def _check_scalar(function: str, result: Pytree) -> None:
-    if not isinstance(result, jax.ShapeDtypeStruct) or result.shape:
-        raise ValueError(f"{function} returns {result}; return one scalar (shape ()) for one transition: herjax vmaps it.")
-
-
-def _check_number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; give a number >= 0.")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} is {value}; give a finite number >= 0.")
-
-
-def check_whole(name: str, value: int, least: int) -> None:
-    """Raises `TypeError` where `value` is no int, `ValueError` where it is below `least`; names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; give an int >= {least}.")
-    if value < least:
-        raise ValueError(f"{name} is {value}; give an int >= {least}.")
+    @property
+    def powers(self) -> np.ndarray:
+        """`discount^i` for i in `0 .. longest_window`: float32 [longest_window + 1]."""
+        return np.asarray([(self.discount or 0.0) ** i for i in range(self.longest_window + 1)], np.float32)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from herjax import relabel
 from herjax.config import Config, Copy, Visit
-from herjax.relabel import Transition
-from herjax.state import BufferState, env_and_offset, held_row, row_at, size
+from herjax.relabel import Goal, Transition
+from herjax.state import BufferState, held_row, row_of_step, size
 
 
 class Visits(NamedTuple):
@@ -31,10 +31,12 @@ def stored(state: BufferState, key: jax.Array, visits: Visits) -> jax.Array:
     goals = visits.goal[:, None]
     if config.num_goals > 0:
         goals = jnp.concatenate([goals, _goals(state, key, visits, config.num_goals)], axis=1)
-    return _copies(config, _transitions(state, visits.row), goals)
+    return _copies(state, visits, goals)
 
 
-def relabelled(state: BufferState, key: jax.Array, rows: jax.Array, visits: jax.Array) -> tuple[jax.Array, jax.Array]:
+def relabelled(
+    state: BufferState, key: jax.Array, rows: jax.Array, visits: jax.Array, ratio: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Draws a goal for each sampled transition, where that is done now: its own, or a hindsight goal.
 
     Args:
@@ -42,46 +44,77 @@ def relabelled(state: BufferState, key: jax.Array, rows: jax.Array, visits: jax.
       key: used up.
       rows: int32 [n], of the transitions.
       visits: uint32 [n, words], rows of `Visit`, what their indices store.
+      ratio: float32 [], the chance of a hindsight goal.
 
     Returns:
       Whether it is a hindsight goal, int32 [n], 1 or 0, and rows of `Copy`, uint32 [n, words].
     """
     config = state.config
-    key_own, key_goals = jax.random.split(key)
     visit: Visit = jax.vmap(config.stored.unpack)(visits)
     goals = jax.vmap(config.goal.pack)(visit.goal)
+    # Of an empty buffer all is zero, and no step is in an episode of length 0.
+    steps = Visits(rows, visit.step, jnp.maximum(visit.length, 1), goals, visit.length > 0)
     is_hindsight = jnp.zeros_like(rows)
     if config.num_goals > 0:
-        # Of an empty buffer all is zero, and no step is in an episode of length 0.
-        drawn = _goals(state, key_goals, Visits(rows, visit.step, jnp.maximum(visit.length, 1), goals, visit.length > 0), 1)
-        is_hindsight = jnp.minimum(jax.random.randint(key_own, rows.shape, 0, config.num_goals + 1), 1)
+        key_own, key_goals = jax.random.split(key)
+        drawn = _goals(state, key_goals, steps, 1)
+        is_hindsight = (jax.random.uniform(key_own, rows.shape, jnp.float32) < ratio).astype(jnp.int32)
         goals = jnp.where(is_hindsight[:, None] > 0, drawn[:, 0], goals)
-    return is_hindsight, _copies(config, _transitions(state, rows), goals[:, None])[:, 0]
+    return is_hindsight, _copies(state, steps, goals[:, None])[:, 0]
 
 
 def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int) -> jax.Array:
     """Draws hindsight goals for each step: rows of `config.goal`, uint32 [n, num_goals, words]."""
     config = state.config
-    shape = (*visits.step.shape, num_goals)
-    if callable(config.strategy):
-        steps = relabel.goal_steps(config.strategy, key, visits.step, visits.length, visits.valid, num_goals=num_goals)
-        env, offset = env_and_offset(config, visits.row)
-        sources = row_at(config, env[:, None], (offset - visits.step)[:, None] + steps)
-    else:
-        sources = held_row(state, jax.random.randint(key, shape, 0, jnp.maximum(size(state), 1), jnp.int32))
+    key_steps, key_anywhere = jax.random.split(key)
+    steps, anywhere = relabel.goal_steps(
+        config.strategy, key_steps, visits.step, visits.length, visits.valid, num_goals=num_goals
+    )
+    sources = row_of_step(config, visits.row[:, None], visits.step[:, None], steps)
+    if relabel.RANDOM in config.strategy.sources:
+        number = jax.random.randint(key_anywhere, steps.shape, 0, jnp.maximum(size(state), 1), jnp.int32)
+        sources = jnp.where(anywhere, held_row(state, number), sources)
     achieved = jax.vmap(config.goal_fn)(_transitions(state, sources.ravel()))
-    return jax.vmap(config.goal.pack)(achieved).reshape(*shape, -1)
+    return jax.vmap(config.goal.pack)(achieved).reshape(*steps.shape, -1)
 
 
-def _copies(config: Config, transitions: Transition, goals: jax.Array) -> jax.Array:
-    """Each transition under each of its goals, uint32 [n, k, words]: rows of `config.copy`, uint32 [n, k, words]."""
+def _copies(state: BufferState, visits: Visits, goals: jax.Array) -> jax.Array:
+    """Each step under each of its goals, uint32 [n, k, words]: rows of `config.copy`, uint32 [n, k, words]."""
+    config = state.config
+    remaining, rows = visits.length - visits.step, visits.row[:, None]
+    if config.longest_window > 1:
+        ahead = jnp.minimum(jnp.arange(config.longest_window, dtype=jnp.int32), remaining[:, None] - 1)
+        rows = row_of_step(config, rows, jnp.int32(0), ahead)
+    windows = _transitions(state, rows.ravel())
+    windows = jax.tree.map(lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[1:]), windows)
 
-    def copy(transition: Transition, goal_row: jax.Array) -> jax.Array:
-        goal = config.goal.unpack(goal_row)
-        terminated = None if config.terminated_fn is None else config.terminated_fn(transition, goal)
-        return config.copy.pack(Copy(goal, config.reward_fn(transition, goal), terminated))
+    def copy(window: Transition, remaining: jax.Array, goal: jax.Array) -> jax.Array:
+        return config.copy.pack(_copy(config, window, remaining, config.goal.unpack(goal)))
 
-    return jax.vmap(jax.vmap(copy, (None, 0)))(transitions, goals)
+    return jax.vmap(jax.vmap(copy, (None, None, 0)))(windows, remaining, goals)
+
+
+def _copy(config: Config, window: Transition, remaining: jax.Array, goal: Goal) -> Copy:
+    """A transition under `goal`, with what the steps of its window bring: n-step returns (Sutton 1988).
+
+    Args:
+      config: the buffer's settings.
+      window: the transition and those after it, each leaf [longest_window, ...].
+      remaining: int32 [], steps to the episode's end, this one included; of `window`, what comes after means nothing.
+      goal: the goal desired.
+    """
+    reward = jax.vmap(config.reward_fn, (0, None))(window, goal)
+    terminated = None if config.terminated_fn is None else jax.vmap(config.terminated_fn, (0, None))(window, goal)
+    if config.num_steps == 1:
+        return Copy(goal, reward[0], None if terminated is None else terminated[0], None)
+    step = jnp.arange(config.longest_window, dtype=jnp.int32)
+    ends = step == remaining - 1
+    if terminated is not None:
+        ends |= terminated
+    inside = jnp.cumsum(ends) - ends == 0  # Nothing has ended before.
+    total = jnp.sum(jnp.where(inside, config.powers[:-1] * reward, 0))
+    terminated = None if terminated is None else jnp.any(terminated & inside)
+    return Copy(goal, total, terminated, jnp.sum(inside, dtype=jnp.int32))
 
 
 def _transitions(state: BufferState, rows: jax.Array) -> Transition:

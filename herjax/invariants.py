@@ -25,7 +25,7 @@ def check(state: BufferState) -> None:
     """Raises where a state is broken: damaged on the way, or poisoned by what it was given.
 
     In this order: every array has its shape and dtype; counters are not negative; each environment's transitions fit its ring;
-    no transition or goal held is NaN, and every reward is finite; with `relabel="sample"`, the steps held are those of
+    no transition or goal held is NaN, every reward is finite, and every window in range; with `relabel="sample"`, the steps held are those of
     episodes one after another, the last of which is over; all that is held has a priority in range, nothing else has one, and
     each sum of the tree is that of its children.
 
@@ -87,8 +87,9 @@ def _check_buffer(state: BufferState) -> None:
         _require(bool(getattr(state, name) >= 0), f"state.{name}", getattr(state, name), "be >= 0")
     _check_windows(state)
     offsets = np.arange(config.rows_per_env)[None]
-    held = np.ravel((state.head[:, None] - 1 - offsets) % config.rows_per_env < state.held[:, None])  # [R]
+    held = np.ravel((state.head[:, None] - 1 - offsets) % config.rows_per_env < state.held[:, None])
     running = np.ravel((offsets - state.head[:, None]) % config.rows_per_env < state.pending[:, None])
+    held, running = np.append(held, False), np.append(running, False)  # [R + 1]; the last row is nobody's.
     copies_held = np.repeat(held, config.num_copies)
     _check_values("row", _sound_transitions(config, state.transitions), held | running)
     _check_values("index", _sound_copies(config, state.copies), copies_held)
@@ -116,19 +117,22 @@ def _rows(layout: Layout, words: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=0)
 def _sound_transitions(config: Config, words: jax.Array) -> Pytree:
-    """Whether each leaf of each stored transition holds no NaN: bool [R] each."""
+    """Whether each leaf of each stored transition holds no NaN: bool [R + 1] each."""
     layout = config.transition
     return jax.vmap(lambda row: {"transition": jax.tree.map(_holds_no_nan, layout.unpack(row))})(_rows(layout, words))
 
 
 @partial(jax.jit, static_argnums=0)
 def _sound_copies(config: Config, words: jax.Array) -> Pytree:
-    """Whether each index's goal holds no NaN, and its reward, where it has one, is finite: bool [R * K] each."""
+    """Whether what each index stores is as `check` says: bool [(R + 1) * K] each."""
 
     def sound(row: jax.Array) -> dict[str, Pytree]:
         stored: Copy | Visit = config.stored.unpack(row)
         found = {"goal": jax.tree.map(_holds_no_nan, stored.goal)}
-        return found | {"reward": jnp.isfinite(stored.reward)} if isinstance(stored, Copy) else found
+        if isinstance(stored, Visit):
+            return found
+        found["reward"] = jnp.isfinite(stored.reward)
+        return found if stored.window is None else found | {"window": (stored.window >= 1) & (stored.window <= config.num_steps)}
 
     return jax.vmap(sound)(_rows(config.stored, words))
 
@@ -143,13 +147,14 @@ def _check_values(axis: str, sound: Pytree, there: np.ndarray) -> None:
         wrong = np.flatnonzero(there & ~np.asarray(leaf))
         if wrong.size:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            must = "be finite" if name == "reward" else "hold no NaN"
-            raise ValueError(f"{name} of {axis} {wrong[0]} is no number; it must {must}.")
+            must = {"reward": "be finite", "window": "be 1 .. num_steps"}.get(name, "hold no NaN")
+            fault = "out of range" if name == "window" else "no number"
+            raise ValueError(f"{name} of {axis} {wrong[0]} is {fault}; it must {must}.")
 
 
 @partial(jax.jit, static_argnums=0)
 def _visits(config: Config, words: jax.Array) -> Visit:
-    """What every index stores: each leaf [R, ...]."""
+    """What every index stores: each leaf [R + 1, ...]."""
     visits: Visit = jax.vmap(config.stored.unpack)(_rows(config.stored, words))
     return visits
 
@@ -172,7 +177,7 @@ def _check_steps(state: BufferState) -> None:
 
 
 def _check_priorities(state: BufferState, tree: sum_tree.SumTree, held: np.ndarray) -> None:
-    """Checks priorities and sums; `held`, bool [R * K]: whether an index holds anything."""
+    """Checks priorities and sums; `held`, bool [(R + 1) * K]: whether an index holds anything."""
     highest = state.max_priority
     _require(np.isfinite(highest) & (highest >= 1), "state.max_priority", highest, "be finite and >= 1")
     leaves = tree[0]

@@ -7,8 +7,6 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.experimental import checkify
-from jax.sharding import AxisType
 
 from herjax.rows import Pytree
 
@@ -58,24 +56,16 @@ def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
     """The same array, [rows, ...], but the next write to it comes after `number`, int32 [] and >= 0, has been computed.
 
     Without it XLA copies the array on a CPU, where it cannot tell that reads come before the write, and at the end of a
-    conditional's branch that writes and then reads. So this is a write that waits for the number. It is dropped, but XLA does
-    not know.
+    conditional's branch that writes and then reads. So this is a write that waits for the number. It adds 0.
     """
 
-    def dropped(array: jax.Array, number: jax.Array) -> jax.Array:
-        nowhere = jnp.where(number >= 0, array.shape[0], 0)
-        written: jax.Array = array.at[nowhere].set(0, mode="drop", wrap_negative_indices=False)
+    def nothing_added(array: jax.Array, number: jax.Array) -> jax.Array:
+        somewhere = jnp.where(number >= 0, 0, array.shape[0] - 1)  # The first row, but XLA does not know.
+        written: jax.Array = array.at[somewhere].add(0, mode="promise_in_bounds", wrap_negative_indices=False)
         return written
 
-    unchanged: jax.Array = jax.lax.platform_dependent(array, number, cpu=dropped, default=lambda array, _: array)
+    unchanged: jax.Array = jax.lax.platform_dependent(array, number, cpu=nothing_added, default=lambda array, _: array)
     return unchanged
-
-
-def debug_check(holds: jax.Array, message: str, **values: jax.Array) -> None:
-    """Names a fault under checkify, where `holds`, bool [], is False: `message`, with the scalar `values` formatted in."""
-    # checkify cannot put together the errors of lanes that are shared out over an Explicit axis of a mesh (jax 0.10.2).
-    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
-        checkify.debug_check(holds, message, **values)
 
 
 class Steps(NamedTuple):

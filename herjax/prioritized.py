@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from herjax import sum_tree
 from herjax.config import Config
-from herjax.lanes import debug_check
+from herjax.faults import reported
 from herjax.rows import INT32_MAX
 from herjax.state import BufferState, after, can_sample, count, is_held
 from herjax.sum_tree import SumTree
@@ -41,31 +41,31 @@ def update_priorities(
       TypeError: `indices` are not integers.
     """
     config = state.config
-    tree = _check_update(state, indices, priorities)
-    given, priorities = jnp.ravel(indices), jnp.ravel(priorities).astype(jnp.float32)
-    indices = _int32(given)
-    if indices.size == 0:
+    _check_update(state, indices, priorities)
+    state, given, priorities = jax.lax.stop_gradient((state, jnp.ravel(indices), jnp.ravel(priorities).astype(jnp.float32)))
+    if given.size == 0:
         return state
+    indices = _int32(given)
     state = after(state, (indices, priorities))
     valid = jnp.isfinite(priorities) & (priorities >= 0)
     held = (indices >= 0) & is_held(state, jax.lax.div(indices, jnp.int32(config.num_copies)))
-    _report_rejected(state, given, priorities, held, valid)
     accepted = held & valid
-    targets = jnp.where(accepted, indices, INT32_MAX)
-    values = jnp.where(accepted, _stored(config, priorities), 0)
-    max_priority = jnp.max(jnp.where(accepted, priorities, 0), initial=state.max_priority)
+    accepted_priorities = jnp.where(accepted, priorities, 0)
+    max_priority = jnp.max(accepted_priorities, initial=state.max_priority)
     if axis_name is not None:
         # The maximum with its own leaves the value as it is, and varying over the axis, as a scan's carry must stay.
         max_priority = jnp.maximum(max_priority, jax.lax.pmax(max_priority, axis_name))
+    targets = jnp.where(accepted, indices, config.num_rows * config.num_copies)
+    values = jnp.where(accepted, _stored(config, accepted_priorities), 0)
     return dataclasses.replace(
         state,
-        tree=sum_tree.set_leaves(tree, targets, values),
+        tree=sum_tree.set_leaves(state.tree, targets, values),
         max_priority=max_priority,
-        num_rejected=count(state.num_rejected, jnp.where(can_sample(state), jnp.sum(~accepted), 0)),
+        num_rejected=count(_rejections(state, given, priorities, held, valid), jnp.sum(~accepted & can_sample(state))),
     )
 
 
-def _check_update(state: BufferState, indices: jax.Array, priorities: jax.Array) -> SumTree:
+def _check_update(state: BufferState, indices: jax.Array, priorities: jax.Array) -> None:
     if state.tree is None:
         raise ValueError("priorities cannot be updated: the buffer is uniform; give init a priority_exponent, such as 0.6.")
     if jnp.shape(indices) != jnp.shape(priorities):
@@ -74,18 +74,22 @@ def _check_update(state: BufferState, indices: jax.Array, priorities: jax.Array)
         )
     if not jnp.issubdtype(jnp.asarray(indices).dtype, jnp.integer):
         raise TypeError(f"indices have dtype {jnp.asarray(indices).dtype}; give the integers that sample returned.")
-    return state.tree
 
 
-def _report_rejected(state: BufferState, indices: jax.Array, priorities: jax.Array, held: jax.Array, valid: jax.Array) -> None:
+def _rejections(
+    state: BufferState, indices: jax.Array, priorities: jax.Array, held: jax.Array, valid: jax.Array
+) -> jax.Array:
+    """`num_rejected` as it is, with the faults of this update."""
     empty = ~can_sample(state)
-    debug_check(
+    counter = reported(
+        state.num_rejected,
         empty | jnp.all(valid),
         "update_priorities: priorities must be finite and >= 0, but that of index {index} is {priority}; it was rejected",
         index=indices[jnp.argmin(valid)],
         priority=priorities[jnp.argmin(valid)],
     )
-    debug_check(
+    return reported(
+        counter,
         empty | jnp.all(held),
         "update_priorities: indices must come from sample, but {index} holds nothing; it was rejected",
         index=indices[jnp.argmin(held)],
@@ -99,23 +103,23 @@ def _int32(indices: jax.Array) -> jax.Array:
     return indices.astype(jnp.int32)
 
 
-def enter(state: BufferState, rows: jax.Array, valid: jax.Array) -> BufferState:
-    """Gives all copies in `rows`, int32 [n], the largest priority so far; those not `valid`, bool [n], are passed over."""
-    return _set_rows(state, rows, valid, _stored(state.config, state.max_priority))
+def enter(state: BufferState, rows: jax.Array) -> BufferState:
+    """Gives all copies in `rows`, int32 [n], the largest priority so far; nobody's row keeps 0."""
+    return _set_rows(state, rows, _stored(state.config, state.max_priority))
 
 
-def leave(state: BufferState, rows: jax.Array, valid: jax.Array) -> BufferState:
-    """Takes the priorities of all copies in `rows`, int32 [n]; those not `valid`, bool [n], are passed over."""
-    return _set_rows(state, rows, valid, jnp.zeros((), jnp.float32))
+def leave(state: BufferState, rows: jax.Array) -> BufferState:
+    """Takes the priorities of all copies in `rows`, int32 [n]."""
+    return _set_rows(state, rows, jnp.zeros((), jnp.float32))
 
 
-def _set_rows(state: BufferState, rows: jax.Array, valid: jax.Array, value: jax.Array) -> BufferState:
+def _set_rows(state: BufferState, rows: jax.Array, value: jax.Array) -> BufferState:
     if state.tree is None:
         return state
-    num_copies = state.config.num_copies
-    starts = jnp.where(valid, rows * num_copies, INT32_MAX)
-    values = jnp.broadcast_to(value, (rows.size, num_copies))
-    return dataclasses.replace(state, tree=sum_tree.set_windows(state.tree, starts, values))
+    config = state.config
+    values = jnp.where(rows < config.num_rows, value, 0)[:, None]
+    values = jnp.broadcast_to(values, (rows.size, config.num_copies))
+    return dataclasses.replace(state, tree=sum_tree.set_windows(state.tree, rows * config.num_copies, values))
 
 
 def draw(tree: SumTree, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:

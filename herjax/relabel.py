@@ -5,14 +5,14 @@ Knows episodes and goals, and nothing of how a buffer stores them.
 
 import dataclasses
 import math
-from collections.abc import Callable
-from numbers import Real
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from herjax.lanes import debug_check
+from herjax import checks
+from herjax.faults import reported
 from herjax.rows import Pytree
 
 Transition: TypeAlias = Pytree
@@ -25,12 +25,41 @@ TerminatedFn: TypeAlias = Callable[[Transition, Goal], jax.Array]
 StrategyFn: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`(key, step, length) -> goal_step`, each int32 [] but the key: the step whose achieved goal becomes the goal of `step`."""
 
-RANDOM = "random"
-"""The one strategy whose goals come from other episodes too, so that the buffer has to draw them."""
-
-
 PlaceFn: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`(quantile, step, length) -> goal_step`: the goal's step at a quantile of its distribution, float32 [] in [0, 1)."""
+
+RANDOM = "random"
+"""The one source whose goals come from other episodes too, so that the buffer has to draw them."""
+
+_BELOW_ONE = 1 - 2.0**-24  # The largest float32 below 1.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Function:
+    """A user's function. Compares by identity: two that are equal by `==` may do different things."""
+
+    call: Callable[..., Any]
+
+    @property
+    def _identity(self) -> tuple[int, ...]:
+        """A bound method is made anew each time it is asked for, so its object and its function count."""
+        owner, function = getattr(self.call, "__self__", None), getattr(self.call, "__func__", None)
+        return (id(self.call),) if function is None else (id(owner), id(function))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same function."""
+        return isinstance(other, Function) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __repr__(self) -> str:
+        """Its name."""
+        return getattr(self.call, "__qualname__", None) or repr(self.call)
+
+    def __call__(self, *arguments: Pytree) -> Any:
+        """Calls it."""
+        return self.call(*arguments)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -48,6 +77,88 @@ class Quantile:
     def __call__(self, key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """The goal's step, int32 []; `key` is used up."""
         return self.place(jax.random.uniform(key, (), jnp.float32), step, length)
+
+
+Source: TypeAlias = Quantile | Function | str
+"""Where a hindsight goal comes from. The one string is `RANDOM`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture:
+    """Sources of hindsight goals, and their shares. A strategy is one of these, mostly of one source."""
+
+    shares: tuple[tuple[Source, float], ...]  # > 0; they add up to 1.
+
+    @property
+    def sources(self) -> list[Source]:
+        """The sources alone."""
+        return [source for source, _ in self.shares]
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a goal may come from an earlier step of the transition's episode."""
+        return any(not source.looks_ahead if isinstance(source, Quantile) else source != RANDOM for source in self.sources)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it has the same sources in the same shares."""
+        return isinstance(other, Mixture) and set(self.shares) == set(other.shares)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.shares))
+
+    def __repr__(self) -> str:
+        """As it is written; of one source, its name."""
+        if len(self.shares) == 1:
+            return str(self.sources[0])
+        return f"mixture({{{', '.join(f'{source}: {share:.6g}' for source, share in self.shares)}}})"
+
+
+def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
+    """A strategy whose goals have a source each, drawn in proportion to the weights.
+
+    OGBench's value goals (arXiv:2410.20092, appendix C) are `mixture({geometric(0): 0.2, geometric(0.99): 0.5, "random": 0.3})`:
+    the achieved goal of the transition itself, of a later step, and of any step held.
+
+    Args:
+      weights: by source, a strategy's name or function, its weight: finite, >= 0, one of them above 0; they need not add up to 1.
+
+    Raises:
+      ValueError: a weight is out of range, all are 0, or a name is unknown.
+      TypeError: a source is no name and no function, or is a mixture; a weight is no number.
+    """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"mixture is given {weights!r}; give a dict of sources and their weights.")
+    weighed = {_source(source): checks.number(f"mixture's weight of {source!r}", weight) for source, weight in weights.items()}
+    used = sorted(((source, weight) for source, weight in weighed.items() if weight > 0), key=lambda each: str(each[0]))
+    total = math.fsum(weight for _, weight in used)
+    if not 0 < total < math.inf:
+        raise ValueError(f"mixture's weights add up to {total}; give at least one source a finite weight above 0.")
+    return Mixture(tuple((source, weight / total) for source, weight in used))
+
+
+def as_mixture(strategy: str | StrategyFn | Mixture) -> Mixture:
+    """The strategy that `init` is given. Raises as `mixture` does."""
+    return strategy if isinstance(strategy, Mixture) else Mixture(((_source(strategy), 1.0),))
+
+
+def _source(strategy: str | StrategyFn) -> Source:
+    """The source behind a strategy's name or function."""
+    if isinstance(strategy, Mixture):
+        raise TypeError(f"mixture is given {strategy} as a source; give that mixture's own sources instead.")
+    if isinstance(strategy, str):
+        if strategy not in (RANDOM, *STRATEGIES):
+            names = ", ".join(map(repr, (*STRATEGIES, RANDOM)))
+            raise ValueError(f"strategy is {strategy!r}; give {names}, or a function (key, step, length) -> goal_step.")
+        return STRATEGIES.get(strategy, strategy)
+    if isinstance(strategy, Quantile):
+        return strategy
+    checks.function("strategy", strategy, "key", "step", "length")
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    goal_step = jax.eval_shape(Function(strategy), jax.eval_shape(lambda: jax.random.key(0)), step, step)
+    checks.scalar("strategy", goal_step)
+    if not jnp.issubdtype(goal_step.dtype, jnp.integer):
+        raise TypeError(f"strategy returns dtype {goal_step.dtype}; return the goal's step as an int32.")
+    return Function(strategy)
 
 
 def _future(quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
@@ -80,11 +191,8 @@ def geometric(discount: float) -> StrategyFn:
       TypeError: `discount` is no number.
       ValueError: `discount` lies outside [0, 1].
     """
-    if isinstance(discount, bool) or not isinstance(discount, Real):
-        raise TypeError(f"discount is {discount!r}; give a Python number in [0, 1].")
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount is {discount}; geometric needs one in [0, 1].")
-    return Quantile(f"geometric({float(discount)})", _Geometric(float(discount)))
+    discount = checks.number("geometric's discount", discount, most=1)
+    return Quantile(f"geometric({discount})", _Geometric(discount))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +213,15 @@ class _Geometric:
 
 
 _NAMED = (Quantile("future", _future), Quantile("episode", _episode, looks_ahead=False), Quantile("final", _final))
-STRATEGIES: dict[str, StrategyFn] = {strategy.name: strategy for strategy in _NAMED}
+STRATEGIES: dict[str, Source] = {strategy.name: strategy for strategy in _NAMED}
 
 
 def goal_steps(
-    strategy: StrategyFn, key: jax.Array, step: jax.Array, length: jax.Array, valid: jax.Array, *, num_goals: int
-) -> jax.Array:
+    strategy: Mixture, key: jax.Array, step: jax.Array, length: jax.Array, valid: jax.Array, *, num_goals: int
+) -> tuple[jax.Array, jax.Array]:
     """Draws the steps whose achieved goals become hindsight goals.
 
-    One that lies outside the episode is clipped into it, and named under checkify.
+    One that a user's function names outside the episode is clipped into it, and named under checkify.
 
     Args:
       strategy: names the step whose goal to take.
@@ -124,27 +232,46 @@ def goal_steps(
       num_goals: goals drawn per step.
 
     Returns:
-      int32 [n, num_goals].
+      The steps, int32 [n, num_goals]; and, bool [n, num_goals], which goals come from anywhere instead.
     """
     shape = (*step.shape, num_goals)
-    draw: StrategyFn
-    if isinstance(strategy, Quantile):
-        # Drawn flat: XLA compiles that faster.
-        draw, chances = strategy.place, jax.random.uniform(key, (math.prod(shape),), jnp.float32).reshape(shape)
-    else:
-        draw, chances = strategy, jax.random.split(key, shape)
-    drawn = jax.vmap(jax.vmap(draw, (0, None, None)))(chances, step, length)
+    steps, anywhere = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.bool_)
+    alone = len(strategy.shares) == 1
+    key_number, key_call = (key, key) if alone else jax.random.split(key)
+    number = steps.astype(jnp.float32)
+    if not alone or isinstance(strategy.sources[0], Quantile):
+        # Says which source, and then which step. Drawn flat: XLA compiles that faster.
+        number = jax.random.uniform(key_number, (math.prod(shape),), jnp.float32).reshape(shape)
+    low = 0.0
+    for place, (source, share) in enumerate(strategy.shares):
+        high = math.inf if place == len(strategy.shares) - 1 else low + share
+        chosen = jnp.bool_(True) if alone else (number >= low) & (number < high)
+        if isinstance(source, Quantile):
+            quantile = number if alone else jnp.clip((number - low) / share, 0, _BELOW_ONE)
+            drawn = jax.vmap(jax.vmap(source.place, (0, None, None)))(quantile, step, length)
+            drawn = jnp.clip(drawn, 0, length[:, None] - 1)
+        elif isinstance(source, Function):
+            keys = jax.random.split(jax.random.fold_in(key_call, place), shape)
+            drawn = jax.vmap(jax.vmap(source, (0, None, None)))(keys, step, length)
+            drawn = _clipped(drawn, length, chosen & valid[:, None])
+        else:
+            drawn, anywhere = steps, anywhere | chosen
+        steps = jnp.where(chosen, drawn, steps)
+        low = high
+    return steps, anywhere
+
+
+def _clipped(drawn: jax.Array, length: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Goal steps that a user's function drew, int [n, k], clipped into their episodes: int32 [n, k]."""
     inside = jnp.clip(drawn, 0, length[:, None] - 1)
-    if isinstance(strategy, Quantile):
-        return inside  # Built-in strategies are always in range, and an unused check would disable JAX's fast dispatch.
-    fault = (inside != drawn) & valid[:, None]
-    debug_check(
+    fault = (inside != drawn) & chosen
+    return reported(
+        inside.astype(jnp.int32),
         ~jnp.any(fault),
         "strategy: it returned goal_step {goal_step}, outside the episode of length {length}; it was clipped into it",
         goal_step=drawn.ravel()[jnp.argmax(fault)],
         length=length[jnp.argmax(jnp.any(fault, axis=1))],
     )
-    return inside
 
 
 def _below(bound: jax.Array, quantile: jax.Array) -> jax.Array:

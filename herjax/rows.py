@@ -106,15 +106,14 @@ class Layout:
         axes = jax.lax.GatherDimensionNumbers((1,), collapsed_slice_dims=() if flat else (0,), start_index_map=(0,))
         return jax.lax.gather(rows, starts[:, None], axes, slices, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
 
-    def write(self, rows: jax.Array, starts: jax.Array, valid: jax.Array, values: jax.Array) -> jax.Array:
-        """Puts `values`, uint32 [n, k, words], in the k rows from each of `starts`, int32 [n], on, where `valid`, bool [n]."""
-        starts = jnp.where(valid, starts * self.words if rows.ndim == 1 else starts, rows.shape[0])[:, None]
+    def write(self, rows: jax.Array, starts: jax.Array, values: jax.Array) -> jax.Array:
+        """Puts `values`, uint32 [n, k, words], in the k rows from each of `starts`, int32 [n], on, all of which must be there."""
         if rows.ndim == 1:
-            values = values.reshape(values.shape[0], -1)
+            starts, values = starts * self.words, values.reshape(values.shape[0], -1)
         axes = jax.lax.ScatterDimensionNumbers(
             update_window_dims=tuple(range(1, values.ndim)), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
         )
-        return jax.lax.scatter(rows, starts, values, axes, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
+        return jax.lax.scatter(rows, starts[:, None], values, axes, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
 
 
 def _to_words(values: jax.Array) -> jax.Array:

@@ -6,33 +6,39 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from herjax import hindsight, prioritized
-from herjax.config import Copy, check_whole
+from herjax import checks, hindsight, prioritized
+from herjax.config import Config, Copy
+from herjax.faults import reported
 from herjax.lanes import materialized
 from herjax.relabel import Goal, Transition
-from herjax.state import BufferState, can_sample, held_row, size
+from herjax.state import BufferState, can_sample, held_row, row_of_step, size
 
 
 class Sample(NamedTuple):
-    """A batch of copies; every field is [batch_size, ...]. On an empty buffer all of it is zero."""
+    """A batch of copies; every field is [batch_size, ...]. On an empty buffer all of it is zero.
+
+    A value to learn from is `reward + discount * value(last.next_observation, goal)`.
+    """
 
     transition: Transition
     goal: Goal
-    reward: jax.Array  # [batch_size], in `reward_fn`'s dtype.
-    terminated: jax.Array | None  # bool [batch_size]; None without `terminated_fn`.
+    reward: jax.Array  # [batch_size]; in `reward_fn`'s dtype. With num_steps > 1, of the window, in a float's.
+    terminated: jax.Array | None  # bool [batch_size]; of `last`. None without `terminated_fn`.
     is_hindsight: jax.Array  # bool [batch_size]; whether the goal is a hindsight goal.
     indices: jax.Array  # int32 [batch_size]; for `update_priorities`.
     probabilities: jax.Array  # float32 [batch_size]; of drawing that index.
     weights: jax.Array  # float32 [batch_size]; importance weights over the largest drawn.
+    last: Transition  # The last of the window; with num_steps=1, `transition`.
+    discount: jax.Array | None  # float32 [batch_size]; 0 where terminated, else discount^m of a window of m. None without one.
 
 
-@partial(jax.jit, static_argnames=("batch_size", "axis_name"))
 def sample(
     state: BufferState,
     key: jax.Array,
     batch_size: int,
     *,
     beta: jax.Array | float = 0.4,
+    hindsight_ratio: jax.Array | float | None = None,
     axis_name: str | None = None,
 ) -> Sample:
     """Draws copies, with replacement: uniformly, or in proportion to their priorities, one from each of equal strata.
@@ -42,28 +48,53 @@ def sample(
       key: draws the batch; used up.
       batch_size: copies drawn, static, >= 1.
       beta: exponent of the importance weights `(N P)^-beta` (arXiv:1511.05952, section 3.4); may be traced.
+      hindsight_ratio: the share of draws with a hindsight goal, float [] in [0, 1]; may be traced. None: k / (k + 1). Another
+        needs `relabel="sample"` and `num_goals` >= 1. One out of range is clipped, and named under checkify.
       axis_name: a mapped axis over which the buffer is sharded; `probabilities` and `weights` are then those of the whole.
 
     Returns:
       The batch; zeros where no episode has finished, as `can_sample` says.
 
     Raises:
-      ValueError: `batch_size` is less than 1.
-      TypeError: `batch_size` is no int.
+      ValueError: `batch_size` is less than 1, `key` is several, or `hindsight_ratio` is not to be had.
+      TypeError: `batch_size` is no int, or `key` is no key.
     """
-    check_whole("batch_size", batch_size, 1)
+    batch_size = checks.whole("batch_size", batch_size, 1)
+    batch: Sample = _sample(state, key, batch_size, beta, hindsight_ratio, axis_name)
+    return batch if batch.last is not None else batch._replace(last=batch.transition)
+
+
+@partial(jax.jit, static_argnums=(2, 5))
+def _sample(
+    state: BufferState,
+    key: jax.Array,
+    batch_size: int,
+    beta: jax.Array | float,
+    hindsight_ratio: jax.Array | float | None,
+    axis_name: str | None,
+) -> Sample:
+    """`sample`, but `last` is None where windows have one step, so that the transitions do not leave the device twice."""
     config = state.config
+    checks.key(key)
+    state, beta = jax.lax.stop_gradient((state, jnp.asarray(beta, jnp.float32)))
+    ratio = _ratio(config, hindsight_ratio)
     key, key_goals = jax.random.split(key) if config.relabels_when_sampled else (key, key)
     indices, probabilities, weights = _draw(state, key, batch_size, beta, axis_name)
     rows = jax.lax.div(indices, jnp.int32(config.num_copies))  # Of non-negative numbers; `//` would mind their sign.
     is_hindsight = jax.lax.sign(indices - rows * config.num_copies)
     copies = config.stored.read(state.copies, indices)
     if config.relabels_when_sampled:
-        is_hindsight, copies = hindsight.relabelled(state, key_goals, rows, copies)
+        is_hindsight, copies = hindsight.relabelled(state, key_goals, rows, copies, ratio)
     transitions = config.transition.read(state.transitions, rows)
-    drawn = (transitions, copies, is_hindsight, indices, probabilities, weights)
+    last = None
+    if config.num_steps > 1:
+        window = jax.vmap(lambda row: config.copy.unpack(row).window)(copies)
+        last_rows = row_of_step(config, rows, jnp.int32(0), jnp.maximum(window - 1, 0))
+        last = config.transition.read(state.transitions, last_rows)
+    drawn = (transitions, last, copies, is_hindsight, indices, probabilities, weights)
     # All reads are over before any of the batch is there, so that a write that waits for some of it waits for all of them.
-    transitions, copies, is_hindsight, indices, probabilities, weights = materialized(can_sample(state), drawn)
+    there = can_sample(state)
+    transitions, last, copies, is_hindsight, indices, probabilities, weights = materialized(there, drawn)
     copy: Copy = jax.vmap(config.copy.unpack)(copies)
     return Sample(
         transition=jax.vmap(config.transition.unpack)(transitions),
@@ -74,7 +105,38 @@ def sample(
         indices=indices,
         probabilities=probabilities,
         weights=weights,
+        last=None if last is None else jax.vmap(config.transition.unpack)(last),
+        discount=_discount(config, copy, jnp.full(batch_size, there)),
     )
+
+
+def _ratio(config: Config, hindsight_ratio: jax.Array | float | None) -> jax.Array:
+    """The chance that a goal drawn at sampling is a hindsight goal: float32 []."""
+    if hindsight_ratio is None:
+        return jnp.float32(config.num_goals / (config.num_goals + 1))
+    if not config.relabels_when_sampled or config.num_goals == 0:
+        raise ValueError(
+            f"hindsight_ratio is given, but init had relabel={config.relabel!r} and num_goals={config.num_goals}: goals are not "
+            "drawn by sample; give init relabel='sample' and num_goals >= 1, or leave hindsight_ratio out."
+        )
+    ratio = jax.lax.stop_gradient(jnp.asarray(hindsight_ratio))
+    if ratio.shape or not (jnp.issubdtype(ratio.dtype, jnp.floating) or jnp.issubdtype(ratio.dtype, jnp.integer)):
+        raise ValueError(f"hindsight_ratio has shape {ratio.shape} and dtype {ratio.dtype}; give one number in [0, 1].")
+    return reported(
+        jnp.clip(ratio, 0, 1).astype(jnp.float32),
+        (ratio >= 0) & (ratio <= 1),
+        "sample: hindsight_ratio must lie in [0, 1], but it is {hindsight_ratio}; it was clipped",
+        hindsight_ratio=ratio,
+    )
+
+
+def _discount(config: Config, copy: Copy, there: jax.Array) -> jax.Array | None:
+    """What the value after each window is worth, float32 [batch_size]; `there`, bool [batch_size], is whether there is one."""
+    if config.discount is None:
+        return None
+    worth = there if copy.terminated is None else there & ~copy.terminated
+    window = jnp.int32(1) if copy.window is None else copy.window
+    return jnp.where(worth, jnp.asarray(config.powers)[window], 0)
 
 
 def _draw(

@@ -36,13 +36,13 @@ from herjax.rows import INT32_MAX, Pytree
 class BufferState:
     """The state of one buffer: a pytree, made by `init` and by the functions that take one.
 
-    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`. Only `num_dropped` and `num_rejected` are meant to be
+    R is `config.num_rows`; row R is nobody's, and what is to be dropped is written there. K is `config.num_copies`, n is `config.envs`. Only `num_dropped` and `num_rejected` are meant to be
     read by users.
     """
 
-    transitions: jax.Array  # R rows of `config.transition`: uint32 [R * words], or [R, words] where they are wide.
-    copies: jax.Array  # R * K rows of `config.stored`, likewise.
-    tree: sum_tree.SumTree | None  # Priorities of the indices, 0 where nothing finished is held; None: uniform.
+    transitions: jax.Array  # R + 1 rows of `config.transition`: uint32 [(R + 1) * words], or [R + 1, words] where they are wide.
+    copies: jax.Array  # (R + 1) * K rows of `config.stored`, likewise.
+    tree: sum_tree.SumTree | None  # Priorities of the (R + 1) * K indices, 0 where nothing finished is held; None: uniform.
     max_priority: jax.Array  # float32 []; the largest accepted priority so far.
     head: jax.Array  # int32 [n]; where in its ring the running episode begins.
     held: jax.Array  # int32 [n]; finished transitions.
@@ -54,7 +54,7 @@ class BufferState:
 
 def empty(config: Config) -> BufferState:
     """An empty buffer with these settings."""
-    num_indices = config.num_rows * config.num_copies
+    num_rows = config.num_rows + 1  # The last is nobody's: what is to be dropped is written there.
     per_env = partial(jnp.zeros, config.envs, jnp.int32)
 
     def scalar(value: int, dtype: jnp.dtype) -> jax.Array:
@@ -62,9 +62,9 @@ def empty(config: Config) -> BufferState:
         return jnp.full(1, value, dtype)[0]
 
     return BufferState(
-        transitions=config.transition.zeros(config.num_rows),
-        copies=config.stored.zeros(num_indices),
-        tree=None if config.priority_exponent is None else sum_tree.init(num_indices),
+        transitions=config.transition.zeros(num_rows),
+        copies=config.stored.zeros(num_rows * config.num_copies),
+        tree=None if config.priority_exponent is None else sum_tree.init(num_rows * config.num_copies),
         max_priority=scalar(1, jnp.float32),
         head=per_env(),  # Arrays of their own, so that the state can be donated.
         held=per_env(),
@@ -132,6 +132,12 @@ def env_and_offset(config: Config, row: jax.Array) -> tuple[jax.Array, jax.Array
         return jnp.zeros_like(row), row
     env = jax.lax.div(row, jnp.int32(config.rows_per_env))
     return env, row - env * config.rows_per_env
+
+
+def row_of_step(config: Config, row: jax.Array, step: jax.Array, other: jax.Array) -> jax.Array:
+    """The row of another step of the episode whose `step` is in `row`: int32."""
+    env, offset = env_and_offset(config, row)
+    return row_at(config, env, offset - step + other)
 
 
 def held_row(state: BufferState, number: jax.Array) -> jax.Array:

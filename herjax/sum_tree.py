@@ -78,15 +78,12 @@ def _descend(level: jax.Array, parent: jax.Array, target: jax.Array, residue: ja
 
 
 def set_leaves(tree: SumTree, leaves: jax.Array, values: jax.Array) -> SumTree:
-    """Sets leaves, int32 [n] >= 0, to values, float32 [n] >= 0; the last value of a leaf that comes twice. n is at most 2^24.
-
-    Leaves past the end are dropped.
-    """
-    # Each leaves how late it comes in its leaf; the latest stays, and writes its value.
-    lateness = -1.0 - jnp.arange(leaves.size, dtype=jnp.float32)
-    marked = tree[0].at[leaves].min(lateness, mode="drop", wrap_negative_indices=False)
-    is_last = marked.at[leaves].get(mode="clip", wrap_negative_indices=False) == lateness
-    return set_windows((marked, *tree[1:]), jnp.where(is_last, leaves, tree[0].size), values[:, None])
+    """Sets leaves, int32 [n], to values, float32 [n] >= 0; to the last value of a leaf that comes twice. n is at most 2^24."""
+    # Each leaves how late it comes in its leaf; the latest stays, and all of that leaf write its value.
+    lateness = jnp.arange(leaves.size, dtype=jnp.float32)
+    marked = tree[0].at[leaves].min(-1 - lateness, mode="promise_in_bounds", wrap_negative_indices=False)
+    latest = -1 - marked.at[leaves].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return set_windows((marked, *tree[1:]), leaves, values[latest.astype(jnp.int32), None])
 
 
 def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
@@ -94,20 +91,20 @@ def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
 
     Args:
       tree: the sum tree.
-      starts: int32 [n], >= 0; the first leaf of each window. A window that starts past the last leaf is dropped.
+      starts: int32 [n]; the first leaf of each window.
       values: float32 [n, width], finite and >= 0. Where windows share a leaf, they must give it the same value.
     """
-    num_leaves, width = tree[0].size, values.shape[1]
-    starts = jnp.minimum(starts, num_leaves)
+    width = values.shape[1]
     axes = jax.lax.ScatterDimensionNumbers(update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,))
-    levels = [jax.lax.scatter(tree[0], starts[:, None], values, axes, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)]
+    in_bounds = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    levels = [jax.lax.scatter(tree[0], starts[:, None], values, axes, mode=in_bounds)]
     for height, parents in enumerate(tree[1:], start=1):
         # Every node above a window lies above one of these leaves of it.
         offsets = jnp.asarray(sorted({*range(0, width, FANOUT**height), width - 1}), jnp.int32)
         if parents.size <= max(_SMALL_LEVEL, 2 * starts.size * offsets.size):
             levels.append(_all_sums(levels[-1], parents.size))
         else:
-            nodes = jnp.minimum(starts[:, None] + offsets[None], num_leaves - 1).ravel() >> (FANOUT_BITS * height)
+            nodes = (starts[:, None] + offsets[None]).ravel() >> (FANOUT_BITS * height)
             sums = _add_up(_children(levels[-1], nodes))
             levels.append(parents.at[nodes].set(sums, mode="promise_in_bounds", wrap_negative_indices=False))
     done = (levels[-1][0] >= 0).astype(jnp.int32)

@@ -1,0 +1,61 @@
+"""Faults that only run-time values show: named where the caller wraps the loop in checkify, and nothing at all elsewhere.
+
+`checkify.debug_check` would be an effect of every program that it stands in, and JAX calls a program with effects by way of
+Python, which takes five times as long. So a fault rides on a value: a primitive that returns the value as it is, and that
+checkify alone has a rule for.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax._src import checkify  # Its table of rules is in no public module.
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
+
+_reported = Primitive("herjax_reported")
+
+
+def reported(value: jax.Array, holds: jax.Array, message: str, **values: jax.Array) -> jax.Array:
+    """The same `value`; under checkify, the fault `message` where `holds`, bool [], is False.
+
+    Args:
+      value: what the fault rides on: it is named only if this value is used.
+      holds: whether all is well.
+      message: has a place for each of `values`.
+      values: scalars, by name.
+    """
+    with_fault: jax.Array = _reported.bind(value, holds, *values.values(), message=message, names=tuple(values))
+    return with_fault
+
+
+def _checkify_rule(error, enabled_errors, value, holds, *values, message, names):  # type: ignore[no-untyped-def]  # noqa: ANN
+    # checkify cannot put together the errors of lanes that are shared out over an Explicit axis of a mesh (jax 0.10.2).
+    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    if checkify.FailedCheckError not in enabled_errors or explicit:
+        return error, value
+    first = jnp.argmin(jnp.ravel(holds))  # Of the lanes of a vmap, that in which it does not hold.
+    found = {name: jnp.ravel(each)[first] for name, each in zip(names, values, strict=True)}
+    fault = checkify.FailedCheckError(checkify.get_traceback(), message, **found)
+    return checkify.assert_func(error, ~jnp.all(holds), fault), value
+
+
+def _batching_rule(arguments, axes, **params):  # type: ignore[no-untyped-def]  # noqa: ANN
+    (value, *rest), (value_axis, *rest_axes) = arguments, axes
+    (size,) = {each.shape[axis] for each, axis in zip(arguments, axes, strict=True) if axis is not None}
+    rest = [
+        jnp.broadcast_to(each, (size, *each.shape)) if axis is None else jnp.moveaxis(each, axis, 0)
+        for each, axis in zip(rest, rest_axes, strict=True)
+    ]
+    return _reported.bind(value, *rest, **params), value_axis
+
+
+def _jvp_rule(primals, tangents, **params):  # type: ignore[no-untyped-def]  # noqa: ANN
+    return _reported.bind(*primals, **params), tangents[0]
+
+
+checkify.error_checks[_reported] = _checkify_rule
+batching.primitive_batchers[_reported] = _batching_rule
+ad.primitive_jvps[_reported] = _jvp_rule
+_reported.def_impl(lambda value, *_, **__: value)
+_reported.def_abstract_eval(lambda value, *_, **__: value)
+mlir.register_lowering(_reported, lambda _, value, *__, **___: [value])
