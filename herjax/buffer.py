@@ -10,7 +10,7 @@ from herjax.config import Config
 from herjax.faults import reported
 from herjax.hindsight import Visits
 from herjax.lanes import Steps, for_each_step, materialized, written_after
-from herjax.relabel import Goal, GoalFn, Mixture, RewardFn, StrategyFn, TerminatedFn, Transition
+from herjax.relabel import Goal, GoalFn, Mixture, RewardFn, StrategyFn, TerminatedFn, Transition, as_mixture
 from herjax.rows import Layout, Pytree
 from herjax.state import BufferState, after, count, empty, row_at, seen
 
@@ -70,7 +70,7 @@ def init(
         goal_fn=goal_fn,
         reward_fn=reward_fn,
         terminated_fn=terminated_fn,
-        strategy=strategy,
+        strategy=as_mixture(strategy),
         num_goals=num_goals,
         relabel=relabel,
         num_steps=num_steps,
@@ -91,7 +91,7 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     Args:
       state: the buffer.
       transition: one transition, like `init`'s example; with `num_envs`, one of each environment along a leading axis.
-      mask: bool [], whether there is a transition; with `num_envs`, that or bool [num_envs]. Where it is False, nothing changes.
+      mask: bool [], whether there is a transition; with `num_envs`, that or bool [num_envs]. Where False, nothing changes.
 
     Returns:
       The next state. Called outside of a compiled loop, this copies the buffer: use `jax.jit(herjax.add, donate_argnums=0)`.

@@ -59,7 +59,7 @@ def key(value: jax.Array) -> None:
     if not typed and value.dtype != jnp.uint32:
         raise TypeError(f"key has dtype {value.dtype}; give a PRNG key, such as jax.random.key(0).")
     if value.ndim != (0 if typed else 1):
-        raise ValueError(f"key has shape {value.shape}; give one key, also where there are many environments: herjax splits it.")
+        raise ValueError(f"key has shape {value.shape}; give one key, also for many environments: herjax splits it.")
 
 
 def flags(name: str, value: jax.Array | bool, num_envs: int | None) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from herjax import checks
-from herjax.relabel import Function, Goal, GoalFn, Mixture, RewardFn, StrategyFn, TerminatedFn, as_mixture
+from herjax.relabel import Function, Goal, GoalFn, Mixture, RewardFn, TerminatedFn
 from herjax.rows import INT32_MAX, Layout, Pytree
 
 
@@ -66,7 +66,6 @@ class Config:
         if self.priority_exponent is not None:
             self._set("priority_exponent", checks.number("priority_exponent", self.priority_exponent))
         self._set("priority_epsilon", checks.number("priority_epsilon", self.priority_epsilon))
-        self._set("strategy", as_mixture(self.strategy))
         if repr(self.strategy) == "final":
             self._set("num_goals", min(self.num_goals, 1))
         self._set_functions()
@@ -87,7 +86,9 @@ class Config:
             self._set("num_envs", checks.whole("num_envs", self.num_envs, 1))
         envs, share = self.envs, "capacity" if self.num_envs is None else f"capacity over num_envs, which is {self.envs},"
         if self.capacity % envs:
-            raise ValueError(f"capacity is {self.capacity}, not a multiple of num_envs, which is {envs}; give a multiple of it.")
+            raise ValueError(
+                f"capacity is {self.capacity}, not a multiple of num_envs, which is {envs}; give a multiple of it."
+            )
         if self.capacity_per_env < self.max_episode_length:
             raise ValueError(
                 f"{share} is {self.capacity_per_env}, less than one episode; give a capacity of at least "

@@ -28,28 +28,36 @@ def reported(value: jax.Array, holds: jax.Array, message: str, **values: jax.Arr
     return with_fault
 
 
-def _checkify_rule(error, enabled_errors, value, holds, *values, message, names):  # type: ignore[no-untyped-def]  # noqa: ANN
+def _checkify_rule(
+    error: checkify.Error,
+    enabled: frozenset[type],
+    value: jax.Array,
+    holds: jax.Array,
+    *values: jax.Array,
+    message: str,
+    names: tuple[str, ...],
+) -> tuple[checkify.Error, jax.Array]:
     # checkify cannot put together the errors of lanes that are shared out over an Explicit axis of a mesh (jax 0.10.2).
     explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
-    if checkify.FailedCheckError not in enabled_errors or explicit:
+    if checkify.FailedCheckError not in enabled or explicit:
         return error, value
-    first = jnp.argmin(jnp.ravel(holds))  # Of the lanes of a vmap, that in which it does not hold.
+    first = jnp.argmin(jnp.ravel(holds))  # Of the lanes of a vmap, the first in which it does not hold.
     found = {name: jnp.ravel(each)[first] for name, each in zip(names, values, strict=True)}
     fault = checkify.FailedCheckError(checkify.get_traceback(), message, **found)
     return checkify.assert_func(error, ~jnp.all(holds), fault), value
 
 
-def _batching_rule(arguments, axes, **params):  # type: ignore[no-untyped-def]  # noqa: ANN
-    (value, *rest), (value_axis, *rest_axes) = arguments, axes
+def _batching_rule(arguments: list[jax.Array], axes: list[int | None], **params: object) -> tuple[jax.Array, int | None]:
+    value, *rest = arguments
     (size,) = {each.shape[axis] for each, axis in zip(arguments, axes, strict=True) if axis is not None}
     rest = [
         jnp.broadcast_to(each, (size, *each.shape)) if axis is None else jnp.moveaxis(each, axis, 0)
-        for each, axis in zip(rest, rest_axes, strict=True)
+        for each, axis in zip(rest, axes[1:], strict=True)
     ]
-    return _reported.bind(value, *rest, **params), value_axis
+    return _reported.bind(value, *rest, **params), axes[0]
 
 
-def _jvp_rule(primals, tangents, **params):  # type: ignore[no-untyped-def]  # noqa: ANN
+def _jvp_rule(primals: list[jax.Array], tangents: list[jax.Array], **params: object) -> tuple[jax.Array, jax.Array]:
     return _reported.bind(*primals, **params), tangents[0]
 
 

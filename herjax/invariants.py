@@ -25,9 +25,9 @@ def check(state: BufferState) -> None:
     """Raises where a state is broken: damaged on the way, or poisoned by what it was given.
 
     In this order: every array has its shape and dtype; counters are not negative; each environment's transitions fit its ring;
-    no transition or goal held is NaN, every reward is finite, and every window in range; with `relabel="sample"`, the steps held are those of
-    episodes one after another, the last of which is over; all that is held has a priority in range, nothing else has one, and
-    each sum of the tree is that of its children.
+    no transition or goal held is NaN, every reward is finite, and every window in range; with `relabel="sample"`, the steps
+    held are those of episodes one after another, the last of which is over; all that is held has a priority in range, nothing
+    else has one, and each sum of the tree is that of its children.
 
     It reads the whole state, on the CPU, and calls none of the user's functions: a wrong reward that is finite it cannot see.
 
@@ -132,7 +132,9 @@ def _sound_copies(config: Config, words: jax.Array) -> Pytree:
         if isinstance(stored, Visit):
             return found
         found["reward"] = jnp.isfinite(stored.reward)
-        return found if stored.window is None else found | {"window": (stored.window >= 1) & (stored.window <= config.num_steps)}
+        if stored.window is not None:
+            found["window"] = (stored.window >= 1) & (stored.window <= config.num_steps)
+        return found
 
     return jax.vmap(sound)(_rows(config.stored, words))
 

@@ -41,8 +41,9 @@ def update_priorities(
       TypeError: `indices` are not integers.
     """
     config = state.config
-    _check_update(state, indices, priorities)
-    state, given, priorities = jax.lax.stop_gradient((state, jnp.ravel(indices), jnp.ravel(priorities).astype(jnp.float32)))
+    tree = _check_update(state, indices, priorities)
+    given, priorities = jnp.ravel(indices), jnp.ravel(priorities).astype(jnp.float32)
+    state, tree, priorities = jax.lax.stop_gradient((state, tree, priorities))
     if given.size == 0:
         return state
     indices = _int32(given)
@@ -59,13 +60,13 @@ def update_priorities(
     values = jnp.where(accepted, _stored(config, accepted_priorities), 0)
     return dataclasses.replace(
         state,
-        tree=sum_tree.set_leaves(state.tree, targets, values),
+        tree=sum_tree.set_leaves(tree, targets, values),
         max_priority=max_priority,
         num_rejected=count(_rejections(state, given, priorities, held, valid), jnp.sum(~accepted & can_sample(state))),
     )
 
 
-def _check_update(state: BufferState, indices: jax.Array, priorities: jax.Array) -> None:
+def _check_update(state: BufferState, indices: jax.Array, priorities: jax.Array) -> SumTree:
     if state.tree is None:
         raise ValueError("priorities cannot be updated: the buffer is uniform; give init a priority_exponent, such as 0.6.")
     if jnp.shape(indices) != jnp.shape(priorities):
@@ -74,11 +75,10 @@ def _check_update(state: BufferState, indices: jax.Array, priorities: jax.Array)
         )
     if not jnp.issubdtype(jnp.asarray(indices).dtype, jnp.integer):
         raise TypeError(f"indices have dtype {jnp.asarray(indices).dtype}; give the integers that sample returned.")
+    return state.tree
 
 
-def _rejections(
-    state: BufferState, indices: jax.Array, priorities: jax.Array, held: jax.Array, valid: jax.Array
-) -> jax.Array:
+def _rejections(state: BufferState, indices: jax.Array, priorities: jax.Array, held: jax.Array, valid: jax.Array) -> jax.Array:
     """`num_rejected` as it is, with the faults of this update."""
     empty = ~can_sample(state)
     counter = reported(

@@ -116,11 +116,12 @@ class Mixture:
 def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
     """A strategy whose goals have a source each, drawn in proportion to the weights.
 
-    OGBench's value goals (arXiv:2410.20092, appendix C) are `mixture({geometric(0): 0.2, geometric(0.99): 0.5, "random": 0.3})`:
-    the achieved goal of the transition itself, of a later step, and of any step held.
+    OGBench's value goals (arXiv:2410.20092) are `mixture({geometric(0): 0.2, geometric(0.99): 0.5, "random": 0.3})`: the
+    achieved goal of the transition itself, of a later step, and of any step held.
 
     Args:
-      weights: by source, a strategy's name or function, its weight: finite, >= 0, one of them above 0; they need not add up to 1.
+      weights: the weight of each source, a strategy's name or function. Finite, >= 0, one of them above 0; they need not add up
+        to 1.
 
     Raises:
       ValueError: a weight is out of range, all are 0, or a name is unknown.

@@ -107,7 +107,7 @@ class Layout:
         return jax.lax.gather(rows, starts[:, None], axes, slices, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
 
     def write(self, rows: jax.Array, starts: jax.Array, values: jax.Array) -> jax.Array:
-        """Puts `values`, uint32 [n, k, words], in the k rows from each of `starts`, int32 [n], on, all of which must be there."""
+        """Puts `values`, uint32 [n, k, words], in the k rows from each of `starts`, int32 [n], on. All rows must be there."""
         if rows.ndim == 1:
             starts, values = starts * self.words, values.reshape(values.shape[0], -1)
         axes = jax.lax.ScatterDimensionNumbers(

@@ -60,14 +60,15 @@ def sample(
       TypeError: `batch_size` is no int, or `key` is no key.
     """
     batch_size = checks.whole("batch_size", batch_size, 1)
-    batch: Sample = _sample(state, key, batch_size, beta, hindsight_ratio, axis_name)
+    batch: Sample = _sample(state, key, batch_size=batch_size, beta=beta, hindsight_ratio=hindsight_ratio, axis_name=axis_name)
     return batch if batch.last is not None else batch._replace(last=batch.transition)
 
 
-@partial(jax.jit, static_argnums=(2, 5))
+@partial(jax.jit, static_argnames=("batch_size", "axis_name"))
 def _sample(
     state: BufferState,
     key: jax.Array,
+    *,
     batch_size: int,
     beta: jax.Array | float,
     hindsight_ratio: jax.Array | float | None,
@@ -113,11 +114,11 @@ def _sample(
 def _ratio(config: Config, hindsight_ratio: jax.Array | float | None) -> jax.Array:
     """The chance that a goal drawn at sampling is a hindsight goal: float32 []."""
     if hindsight_ratio is None:
-        return jnp.float32(config.num_goals / (config.num_goals + 1))
+        return jnp.asarray(config.num_goals / (config.num_goals + 1), jnp.float32)
     if not config.relabels_when_sampled or config.num_goals == 0:
         raise ValueError(
-            f"hindsight_ratio is given, but init had relabel={config.relabel!r} and num_goals={config.num_goals}: goals are not "
-            "drawn by sample; give init relabel='sample' and num_goals >= 1, or leave hindsight_ratio out."
+            f"hindsight_ratio is given, but init had relabel={config.relabel!r} and num_goals={config.num_goals}: sample draws "
+            "no goals; give init relabel='sample' and num_goals >= 1, or leave hindsight_ratio out."
         )
     ratio = jax.lax.stop_gradient(jnp.asarray(hindsight_ratio))
     if ratio.shape or not (jnp.issubdtype(ratio.dtype, jnp.floating) or jnp.issubdtype(ratio.dtype, jnp.integer)):

@@ -36,11 +36,11 @@ from herjax.rows import INT32_MAX, Pytree
 class BufferState:
     """The state of one buffer: a pytree, made by `init` and by the functions that take one.
 
-    R is `config.num_rows`; row R is nobody's, and what is to be dropped is written there. K is `config.num_copies`, n is `config.envs`. Only `num_dropped` and `num_rejected` are meant to be
-    read by users.
+    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`. Row R is nobody's: what is to be dropped is written
+    there. Only `num_dropped` and `num_rejected` are meant to be read by users.
     """
 
-    transitions: jax.Array  # R + 1 rows of `config.transition`: uint32 [(R + 1) * words], or [R + 1, words] where they are wide.
+    transitions: jax.Array  # R + 1 rows of `config.transition`: uint32 [(R + 1) * words]; [R + 1, words] where they are wide.
     copies: jax.Array  # (R + 1) * K rows of `config.stored`, likewise.
     tree: sum_tree.SumTree | None  # Priorities of the (R + 1) * K indices, 0 where nothing finished is held; None: uniform.
     max_priority: jax.Array  # float32 []; the largest accepted priority so far.

@@ -15,10 +15,10 @@ from herjax.lanes import materialized, written_after
 
 FANOUT_BITS = 3
 FANOUT = 2**FANOUT_BITS
-_SMALL_LEVEL = 256  # Up to this size, or twice the nodes that changed, recomputing a whole level is faster than gathering.
+_FEW = 256  # As many nodes, or twice those that changed, are summed whole, which is faster than to gather their children.
 
 SumTree: TypeAlias = tuple[jax.Array, ...]
-"""Levels from the leaves up to the root's children, float32 [nodes * FANOUT] each; the last has one node.
+"""Levels from the leaves up, float32 [nodes * FANOUT] each, as far as they are large: those of few nodes are not stored.
 
 Each is an array of its own: XLA copies a whole tree in which one level is read while the next is written.
 """
@@ -26,17 +26,25 @@ Each is an array of its own: XLA copies a whole tree in which one level is read 
 
 def init(num_leaves: int) -> SumTree:
     """A tree of at least `num_leaves` leaves, all zero."""
-    nodes = num_leaves
     levels: list[jax.Array] = []
-    while nodes > 1 or not levels:
-        nodes = math.ceil(nodes / FANOUT)
-        levels.append(jnp.zeros(nodes * FANOUT, jnp.float32))
+    while not levels or num_leaves > _FEW:
+        num_nodes = math.ceil(num_leaves / FANOUT)
+        levels.append(jnp.zeros(num_nodes * FANOUT, jnp.float32))
+        num_leaves = num_nodes
     return tuple(levels)
 
 
 def total(tree: SumTree) -> jax.Array:
     """The sum of all leaves, float32 []."""
-    return node_sums(tree[-1])[0]
+    return node_sums(_whole(tree)[-1])[0]
+
+
+def _whole(tree: SumTree) -> SumTree:
+    """The tree with the levels that are not stored, up to the root's children."""
+    levels = list(tree)
+    while (num_nodes := levels[-1].size // FANOUT) > 1:
+        levels.append(_all_sums(levels[-1], math.ceil(num_nodes / FANOUT) * FANOUT))
+    return tuple(levels)
 
 
 def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -55,7 +63,7 @@ def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Arra
     """
     node, value = jnp.zeros(target.shape, jnp.int32), target
     any_mass = total(tree) > 0
-    for level in reversed(tree):
+    for level in reversed(_whole(tree)):
         # Else XLA computes the whole way down again for every value read at the end of it.
         node, value, target, residue = materialized(any_mass, _descend(level, node, target, residue))
     return node, value
@@ -101,14 +109,14 @@ def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
     for height, parents in enumerate(tree[1:], start=1):
         # Every node above a window lies above one of these leaves of it.
         offsets = jnp.asarray(sorted({*range(0, width, FANOUT**height), width - 1}), jnp.int32)
-        if parents.size <= max(_SMALL_LEVEL, 2 * starts.size * offsets.size):
+        if parents.size <= max(_FEW, 2 * starts.size * offsets.size):
             levels.append(_all_sums(levels[-1], parents.size))
         else:
             nodes = (starts[:, None] + offsets[None]).ravel() >> (FANOUT_BITS * height)
             sums = _add_up(_children(levels[-1], nodes))
             levels.append(parents.at[nodes].set(sums, mode="promise_in_bounds", wrap_negative_indices=False))
     done = (levels[-1][0] >= 0).astype(jnp.int32)
-    return tuple(written_after(level, done) if level.size > _SMALL_LEVEL else level for level in levels)
+    return (*[written_after(level, done) for level in levels[:-1]], levels[-1])
 
 
 def _children(level: jax.Array, nodes: jax.Array) -> list[jax.Array]:
