@@ -118,7 +118,7 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     full = stored & (state.held + state.pending >= config.capacity_per_env)
     state = prioritized.leave(state, jnp.where(full, row_at(config, envs, state.head - state.held), config.num_rows))
     rows = jnp.where(stored, row_at(config, envs, state.head + state.pending), config.num_rows)
-    packed = jax.vmap(config.transition.pack)(_with_axis(config, transition))
+    packed = jnp.where(stored[:, None], jax.vmap(config.transition.pack)(_with_axis(config, transition)), jnp.uint32(0))
     return dataclasses.replace(
         state,
         transitions=config.transition.write(state.transitions, rows, packed[:, None]),
@@ -164,7 +164,9 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
         env = steps.env
         row = row_at(config, env, state.head[env] + steps.step)
         visits = Visits(row, steps.step, jnp.maximum(lengths[env], 1), goals[env], steps.valid)
-        stored = materialized(jnp.any(steps.valid), hindsight.stored(ended, jax.random.fold_in(key, turn), visits))
+        stored = hindsight.stored(ended, jax.random.fold_in(key, turn), visits)
+        stored = jnp.where(steps.valid[:, None, None], stored, jnp.uint32(0))
+        stored = materialized(jnp.any(steps.valid), stored)
         row = jnp.where(steps.valid, row, config.num_rows)
         copies = config.stored.write(ended.copies, row * config.num_copies, stored)
         transitions = written_after(ended.transitions, seen(stored))

@@ -36,8 +36,8 @@ from herjax.rows import INT32_MAX, Pytree
 class BufferState:
     """The state of one buffer: a pytree, made by `init` and by the functions that take one.
 
-    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`. Row R is nobody's: what is to be dropped is written
-    there. Only `num_dropped` and `num_rejected` are meant to be read by users.
+    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`. Row R is nobody's and stays 0: zeros
+    are written there where there is nothing to write. Only `num_dropped` and `num_rejected` are meant to be read by users.
     """
 
     transitions: jax.Array  # R + 1 rows of `config.transition`: uint32 [(R + 1) * words]; [R + 1, words] where they are wide.
