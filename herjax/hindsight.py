@@ -83,7 +83,7 @@ def _copies(state: BufferState, visits: Visits, goals: jax.Array) -> jax.Array:
     config = state.config
     remaining, rows = visits.length - visits.step, visits.row[:, None]
     if config.longest_window > 1:
-        ahead = jnp.minimum(jnp.arange(config.longest_window, dtype=jnp.int32), remaining[:, None] - 1)
+        ahead = jnp.minimum(jnp.arange(config.longest_window, dtype=jnp.int32)[None], remaining[:, None] - 1)
         rows = row_of_step(config, rows, jnp.int32(0), ahead)
     windows = _transitions(state, rows.ravel())
     windows = jax.tree.map(lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[1:]), windows)
@@ -107,12 +107,12 @@ def _copy(config: Config, window: Transition, remaining: jax.Array, goal: Goal) 
     terminated = None if config.terminated_fn is None else jax.vmap(config.terminated_fn, (0, None))(window, goal)
     if config.num_steps == 1:
         return Copy(goal, reward[0], None if terminated is None else terminated[0], None)
-    step = jnp.arange(config.longest_window, dtype=jnp.int32)
-    ends = step == remaining - 1
+    ends = jnp.arange(config.longest_window, dtype=jnp.int32) == remaining - 1
     if terminated is not None:
         ends |= terminated
-    inside = jnp.cumsum(ends) - ends == 0  # Nothing has ended before.
-    total = jnp.sum(jnp.where(inside, config.powers[:-1] * reward, 0))
+    inside = jnp.cumsum(ends, dtype=jnp.int32) - ends.astype(jnp.int32) == 0  # Nothing has ended before.
+    dtype = jnp.promote_types(reward.dtype, jnp.float32)
+    total = jnp.sum(jnp.where(inside, config.powers[:-1].astype(dtype) * reward.astype(dtype), 0))
     terminated = None if terminated is None else jnp.any(terminated & inside)
     return Copy(goal, total, terminated, jnp.sum(inside, dtype=jnp.int32))
 
