@@ -111,7 +111,7 @@ def _copy(config: Config, window: Transition, remaining: jax.Array, goal: Goal) 
     if terminated is not None:
         ends |= terminated
     inside = jnp.cumsum(ends, dtype=jnp.int32) - ends.astype(jnp.int32) == 0  # Nothing has ended before.
-    dtype = jnp.promote_types(reward.dtype, jnp.float32)
+    dtype = jnp.float64 if reward.dtype == jnp.float64 else jnp.float32
     total = jnp.sum(jnp.where(inside, config.powers[:-1].astype(dtype) * reward.astype(dtype), 0))
     terminated = None if terminated is None else jnp.any(terminated & inside)
     return Copy(goal, total, terminated, jnp.sum(inside, dtype=jnp.int32))

@@ -28,9 +28,9 @@ import gymnasium
 import jax
 import numpy as np
 import tyro
-from peers import versions
 
 from interleaved import ratio
+from peers import versions
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import ddpg

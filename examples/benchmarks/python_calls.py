@@ -1,0 +1,146 @@
+"""Calls from Python, one by one, as a simulator on the host makes them: herjax beside cpprb and Stable-Baselines3.
+
+    taskset -c 0 python examples/benchmarks/python_calls.py
+
+Each call is timed until its result is there. herjax's state is donated, as README says. cpprb and herjax have priorities,
+Stable-Baselines3 has none; it stores bits as int8 and relabels when it samples. The last column is one environment step: `add`,
+`sample` and `update_priorities`, and a share of `end_episode`.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from peers import cpprb_buffer, find_peers, sb3_model, transition_at, versions
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import bitflip
+import herjax
+
+CALLS = ("add", "end_episode", "sample", "update_priorities")
+Timed = Callable[..., Any]
+"""`timed(name, function, *arguments)`: the function's result, once it is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Times single calls from Python."""
+
+    steps: int = 4000
+    """Environment steps, of which the first quarter is not counted."""
+    episode_length: int = 10
+    """Steps of an episode."""
+    capacity: int = 200_000
+    """Transitions held, hindsight copies not counted."""
+    out: Path = Path("results/python_calls.json")
+    """Where the figures go."""
+
+
+def herjax_step(config: bitflip.Config) -> Callable[..., None]:
+    """All four calls, each jitted with its state donated."""
+    add, end_episode, update = (
+        jax.jit(function, donate_argnums=0) for function in (herjax.add, herjax.end_episode, herjax.update_priorities)
+    )
+    state = bitflip.make_buffer(config)
+    keys = jax.random.split(jax.random.key(0), 1000)
+    keys = [keys[place] for place in range(len(keys))]
+    priorities = np.linspace(0.5, 2, config.batch_size, dtype=np.float32)
+
+    def step(timed: Timed, number: int, transition: bitflip.Transition, *, done: bool) -> None:
+        nonlocal state
+        state = timed("add", add, state, transition)
+        if done:
+            state = timed("end_episode", end_episode, state, 1 - transition.observation, keys[number % 1000])
+        batch = timed("sample", herjax.sample, state, keys[-1 - number % 1000], config.batch_size)
+        state = timed("update_priorities", update, state, batch.indices, priorities)
+
+    return step
+
+
+def cpprb_step(config: bitflip.Config) -> Callable[..., None]:
+    """The same of cpprb."""
+    buffer = cpprb_buffer(config)
+    priorities = np.linspace(0.5, 2, config.batch_size, dtype=np.float32)
+
+    def step(timed: Timed, number: int, transition: bitflip.Transition, *, done: bool) -> None:
+        del number
+        observation, action, following = transition
+        timed("add", partial(buffer.add, obs=observation, act=action, next_obs=following))
+        if done:
+            timed("end_episode", buffer.on_episode_end, 1 - observation)
+        if buffer.get_stored_size() > 0:
+            batch = timed("sample", buffer.sample, config.batch_size)
+            timed("update_priorities", buffer.update_priorities, batch["indexes"], priorities)
+
+    return step
+
+
+def sb3_step(config: bitflip.Config) -> Callable[..., None]:
+    """`add`, which also ends episodes, and `sample` of Stable-Baselines3's HerReplayBuffer."""
+    buffer = sb3_model(config).replay_buffer
+
+    def as_dict(bits: np.ndarray, goal: np.ndarray) -> dict[str, np.ndarray]:
+        return {"observation": bits[None], "achieved_goal": bits[None], "desired_goal": goal[None]}
+
+    def step(timed: Timed, number: int, transition: bitflip.Transition, *, done: bool) -> None:
+        del number
+        observation, action, following = transition
+        goal, ended = np.ones_like(observation), np.asarray([done])
+        now, then, reward = as_dict(observation, goal), as_dict(following, goal), np.asarray([-1.0])
+        timed("add", buffer.add, now, then, action[None, None], reward, ended, [{}])
+        if buffer.n_envs and np.any(buffer.ep_length > 0):
+            timed("sample", buffer.sample, config.batch_size)
+
+    return step
+
+
+def measure(step: Callable[..., None], config: bitflip.Config, settings: Settings) -> dict[str, float]:
+    """Median microseconds of each call, and of one environment step."""
+    transitions = jax.device_get(jax.vmap(partial(transition_at, config))(jnp.arange(settings.steps)))
+    taken: dict[str, list[float]] = defaultdict(list)
+
+    def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = jax.block_until_ready(function(*arguments))
+        taken[name].append(time.perf_counter() - began)
+        return result
+
+    for number in range(settings.steps):
+        transition = jax.tree.map(lambda leaf, number=number: leaf[number], transitions)
+        step(timed, number, transition, done=(number + 1) % settings.episode_length == 0)
+    medians = {name: float(np.median(times[len(times) // 4 :])) * 1e6 for name, times in taken.items()}
+    share = medians.get("end_episode", 0.0) / settings.episode_length
+    return medians | {"one step": share + sum(time for name, time in medians.items() if name != "end_episode")}
+
+
+def main() -> None:
+    """Measures, prints a table, writes JSON."""
+    settings = tyro.cli(Settings)
+    config = bitflip.Config(capacity=settings.capacity)
+    installed = find_peers()
+    makers = {"herjax": herjax_step}
+    makers |= {"cpprb": cpprb_step} if "cpprb" in installed else {}
+    makers |= {"Stable-Baselines3": sb3_step} if "stable_baselines3" in installed else {}
+    names = (*CALLS, "one step")
+    print(f"{'us':>18}" + "".join(f"{name:>18}" for name in names))
+    rows = {}
+    for system, make in makers.items():
+        rows[system] = measure(make(config), config, settings)
+        print(f"{system:>18}" + "".join(f"{rows[system].get(name, float('nan')):18.1f}" for name in names), flush=True)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    settings.out.write_text(json.dumps({**versions(installed), "microseconds": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

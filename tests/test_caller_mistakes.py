@@ -1,0 +1,265 @@
+"""What callers do without meaning harm: functions that are equal, numbers of NumPy, keys too many, gradients, checkify."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+import herjax
+from test_num_envs import achieved, reached, reward
+
+
+@dataclasses.dataclass
+class Model:
+    """A reward model: equal to all others, whatever it returns; it has no hash."""
+
+    value: float = dataclasses.field(compare=False)
+
+    def __call__(self, number: jax.Array, goal: jax.Array) -> jax.Array:
+        """The same reward for all."""
+        del number, goal
+        return jnp.float32(self.value)
+
+    def method(self, number: jax.Array, goal: jax.Array) -> jax.Array:
+        """The same as a method."""
+        return self(number, goal)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hashable:
+    """The same with a hash."""
+
+    value: float = dataclasses.field(compare=False)
+    __call__ = Model.__call__
+
+
+def make(**options: object) -> herjax.BufferState:
+    """A buffer of numbers."""
+    functions = {"goal_fn": achieved, "reward_fn": reward, "terminated_fn": reached}
+    return herjax.init(jnp.int32(0), **({"capacity": 16, "max_episode_length": 5} | functions | options))
+
+
+def ended(state: herjax.BufferState) -> herjax.BufferState:
+    """With one episode of one step."""
+    return herjax.end_episode(herjax.add(state, jnp.int32(0)), jnp.int32(-1), jax.random.key(0))
+
+
+@pytest.mark.parametrize("relabel", ["episode_end", "sample"])
+@pytest.mark.parametrize("make_reward", [Model, Hashable, lambda value: Model(value).method])
+def test_functions_that_are_equal_are_two(relabel: str, make_reward: Callable[[float], Callable[..., jax.Array]]) -> None:
+    """Each buffer has the rewards of its own function, though JAX keeps what it has compiled for an equal one."""
+    for value in (1.0, 5.0):
+        state = ended(make(reward_fn=make_reward(value), relabel=relabel))
+        np.testing.assert_array_equal(herjax.sample(state, jax.random.key(0), 4).reward, value)
+
+
+def test_a_bound_method_is_its_object_and_its_function() -> None:
+    """Two of the same object are one, and compile once; those of equal objects are two. geometric compares by content."""
+    one, other = Model(1.0), Model(1.0)
+    assert make(reward_fn=one.method).config == make(reward_fn=one.method).config
+    assert hash(make(reward_fn=one.method).config) == hash(make(reward_fn=one.method).config)
+    assert make(reward_fn=one.method).config != make(reward_fn=other.method).config
+    assert make(reward_fn=one).config != make(reward_fn=other).config
+    assert make(strategy=herjax.geometric(0.5)).config == make(strategy=herjax.geometric(np.float64(0.5))).config
+    assert make(strategy=herjax.geometric(0.5)).config != make(strategy=herjax.geometric(0.25)).config
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_numbers_of_numpy_become_pythons(x64: bool) -> None:
+    """They compile nothing anew, and make nothing wider, with 64-bit numbers enabled too."""
+    plain = {"capacity": 20, "max_episode_length": 5, "num_goals": 2, "num_envs": 2, "num_steps": 3}
+    real = {"priority_exponent": 0.5, "priority_epsilon": 0.25, "discount": 0.5}
+    with jax.enable_x64(x64):
+        state = make(**plain, **real)
+        other = make(**{n: np.int64(v) for n, v in plain.items()}, **{n: np.float64(v) for n, v in real.items()})
+        assert state.config == other.config
+        assert {type(getattr(other.config, name)) for name in plain} == {int}
+        assert {type(getattr(other.config, name)) for name in real} == {float}
+        other = herjax.add(other, np.arange(2, dtype=np.int32))
+        other = herjax.end_episode(other, np.arange(2, dtype=np.int32), jax.random.key(0))
+        batch = herjax.sample(other, jax.random.key(0), np.int64(4), beta=np.float64(0.5))
+        other = herjax.update_priorities(other, batch.indices, np.ones(4))
+        assert batch.indices.shape == (4,)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(other)} == {"uint32", "int32", "float32"}
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(batch)} == {"int32", "float32", "bool"}
+
+
+KEY = jax.random.key(0)
+REFUSED = {
+    "goal_fn, a name": (lambda: make(goal_fn="next"), TypeError, r"goal_fn is 'next'; give a function \(transition\)"),
+    "reward_fn, a name": (lambda: make(reward_fn="sparse"), TypeError, "reward_fn is 'sparse'; give a function"),
+    "reward_fn, of Gymnasium": (
+        lambda: make(reward_fn=lambda achieved, desired, info: 0),  # noqa: ARG005
+        TypeError,
+        r"reward_fn is called as reward_fn\(transition, goal\), and takes \(achieved, desired, info\)",
+    ),
+    "terminated_fn, a number": (lambda: make(terminated_fn=1), TypeError, r"terminated_fn is 1; give a function"),
+    "strategy, a number": (lambda: make(strategy=4), TypeError, r"strategy is 4; give a function \(key, step, length\)"),
+    "strategy, of two": (lambda: make(strategy=lambda key, step: step), TypeError, "strategy is called as"),  # noqa: ARG005
+    "capacity, a float": (lambda: make(capacity=16.0), TypeError, r"capacity is 16\.0; give an int >= 1"),
+    "batch_size, an array": (lambda: herjax.sample(make(), KEY, jnp.int32(4)), TypeError, "batch_size is .*4.*; give an int"),
+    "batch_size, a float": (lambda: herjax.sample(make(), KEY, 4.0), TypeError, r"batch_size is 4\.0; give an int"),
+    "key, for each environment": (
+        lambda: herjax.end_episode(
+            make(num_envs=2), jnp.zeros(2, jnp.int32), jax.random.split(KEY, 2)
+        ),
+        ValueError,
+        r"key has shape \(2,\); give one key, also for many",
+    ),
+    "keys, of numbers": (
+        lambda: herjax.sample(make(), jax.random.split(jax.random.PRNGKey(0), 3), 4),
+        ValueError,
+        r"key has shape \(3, 2\); give one key",
+    ),
+    "key, floats": (lambda: herjax.sample(make(), jnp.zeros(2), 4), TypeError, "key has dtype float32; give a PRNG key"),
+    "key, a seed": (
+        lambda: herjax.end_episode(make(), jnp.int32(0), 3),
+        TypeError,
+        r"key has dtype int32; give a PRNG key, such as jax\.random\.key\(0\)",
+    ),
+    "key, a name": (lambda: herjax.sample(make(), "key", 4), TypeError, "key"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_function_number_or_key_is_refused(case: str) -> None:
+    """The argument is named, its value, and what to give."""
+    call, error, message = REFUSED[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_keys_of_both_kinds_are_taken() -> None:
+    """Typed ones, and two numbers as before."""
+    for key in (KEY, jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0))):
+        assert herjax.sample(make(), key, 4).indices.shape == (4,)
+
+
+@pytest.mark.parametrize("relabel", ["episode_end", "sample"])
+@pytest.mark.parametrize(("exponent", "num_steps"), [(None, 1), (0.6, 3)])
+def test_gradients_pass_by(relabel: str, exponent: float | None, num_steps: int) -> None:
+    """What is read is a constant, in forward and reverse mode, though transitions, goals, priorities and beta depend on it."""
+    empty = herjax.init(
+        jnp.zeros(2),
+        capacity=20,
+        max_episode_length=4,
+        goal_fn=lambda position: position,
+        reward_fn=lambda position, goal: -jnp.sum(jnp.abs(position - goal)),
+        relabel=relabel,
+        priority_exponent=exponent,
+        num_steps=num_steps,
+        discount=0.5,
+    )
+
+    def loss(rate: jax.Array, constant: jax.Array) -> jax.Array:
+        """Of a loop over the buffer, which is filled by `constant`, and whose samples are multiplied by `rate`."""
+
+        def step(carry: tuple, key: jax.Array) -> tuple:
+            state, total = carry
+            state = herjax.add(state, jax.random.normal(key, (2,)) * constant)
+            key_goal, key_sample = jax.random.split(jax.random.fold_in(key, 1))
+            state = herjax.end_episode(state, jnp.ones(2) * constant, key_goal, state.pending[0] == 4)
+            ratio = constant if relabel == "sample" else None
+            batch = herjax.sample(state, key_sample, 8, beta=constant, hindsight_ratio=ratio)
+            if exponent is not None:
+                state = herjax.update_priorities(state, batch.indices, jnp.abs(batch.reward * constant))
+            return (state, total + jnp.sum(batch.weights * batch.reward) * rate), None
+
+        return jax.lax.scan(step, (empty, jnp.float32(0)), jax.random.split(KEY, 12))[0][1]
+
+    rate = jnp.float32(0.5)
+    expected = jax.jit(jax.grad(loss))(rate, rate)
+    assert expected < 0
+    both = lambda rate: loss(rate, rate)  # noqa: E731
+    assert jax.jit(jax.grad(both))(rate) == pytest.approx(float(expected), rel=1e-5)
+    assert jax.jit(lambda rate: jax.jvp(both, (rate,), (jnp.float32(1),)))(rate)[1] == pytest.approx(float(expected), rel=1e-5)
+    assert jax.jit(jax.grad(loss, argnums=1))(rate, rate) == 0
+
+
+def loop(state: herjax.BufferState, keys: jax.Array) -> tuple[herjax.BufferState, jax.Array]:
+    """Episodes of three steps; the first updates come before anything can be sampled."""
+
+    def step(state: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, jax.Array]:
+        key_goal, key_sample = jax.random.split(key)
+        state = herjax.add(state, state.pending[0])
+        state = herjax.end_episode(state, jnp.int32(-1), key_goal, state.pending[0] == 3)
+        batch = herjax.sample(state, key_sample, 4)
+        return herjax.update_priorities(state, batch.indices, batch.weights), batch.reward
+
+    return jax.lax.scan(step, state, keys)
+
+
+def test_no_check_of_checkify_raises_a_false_alarm() -> None:
+    """A correct loop on a ring that turns round, windows and mixtures included, under all of checkify's own checks."""
+    strategy = herjax.mixture({"future": 0.5, "random": 0.5})
+    state = make(priority_exponent=0.6, strategy=strategy, num_steps=2, discount=0.5, capacity=7)
+    error, _ = jax.jit(checkify.checkify(loop, errors=checkify.all_checks))(state, jax.random.split(KEY, 20))
+    assert error.get() is None
+
+
+def overlong(state: herjax.BufferState, many: jax.Array) -> herjax.BufferState:
+    """Six transitions where five fit, where `many`; else five."""
+    for number in range(6):
+        state = herjax.add(state, jnp.int32(number), many | (number < 5))
+    return state
+
+
+def bad_priority(state: herjax.BufferState, bad: jax.Array) -> herjax.BufferState:
+    """NaN, where `bad`."""
+    return herjax.update_priorities(ended(state), jnp.zeros(1, jnp.int32), jnp.where(bad, jnp.nan, 1.0)[None])
+
+
+def bad_index(state: herjax.BufferState, bad: jax.Array) -> herjax.BufferState:
+    """One that holds nothing, where `bad`."""
+    return herjax.update_priorities(ended(state), jnp.where(bad, 40, 0)[None], jnp.ones(1))
+
+
+def bad_ratio(state: herjax.BufferState, bad: jax.Array) -> herjax.Sample:
+    """2, where `bad`."""
+    return herjax.sample(ended(state), KEY, 4, hindsight_ratio=jnp.where(bad, 2.0, 0.5))
+
+
+FAULTS = {
+    "an episode too long": (overlong, {}, "environment 0 is longer than max_episode_length, which is 5"),
+    "a priority": (bad_priority, {"priority_exponent": 0.6}, "priorities must be .* but that of index 0 is nan"),
+    "an index": (bad_index, {"priority_exponent": 0.6}, "indices must come from sample, but 40 holds nothing"),
+    "a share": (bad_ratio, {"relabel": "sample"}, r"hindsight_ratio must lie in \[0, 1\], but it is 2\.0"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named_wherever_they_happen(fault: str) -> None:
+    """In a jitted function, in a cond, in one lane of a vmap inside or outside of checkify; without fault there is silence."""
+    function, options, message = FAULTS[fault]
+    state = make(**options)
+
+    def in_cond(happens: jax.Array) -> object:
+        return jax.lax.cond(happens, lambda: function(state, happens), lambda: function(state, jnp.bool_(False)))
+
+    for flag in (False, True):
+        happens = jnp.bool_(flag)
+        checked = checkify.checkify(lambda happens: function(state, happens))
+        lanes = checkify.checkify(jax.vmap(lambda happens: function(state, happens)))
+        several = jnp.asarray([False, flag, False])
+        errors = [
+            jax.jit(checked)(happens)[0],
+            jax.jit(checkify.checkify(in_cond))(happens)[0],
+            jax.jit(lanes)(several)[0],
+            jax.tree.map(lambda leaf: leaf[1], jax.vmap(checked)(several)[0]),
+        ]
+        for error in errors:
+            if flag:
+                with pytest.raises(checkify.JaxRuntimeError, match=message):
+                    error.throw()
+            else:
+                assert error.get() is None
+
+
+def test_checks_are_no_effect() -> None:
+    """A program that can have faults has no effects, which would keep it off JAX's fast dispatch."""
+    state = make(priority_exponent=0.6, strategy=lambda key, step, length: step)  # noqa: ARG005
+    assert not jax.make_jaxpr(loop)(state, jax.random.split(KEY, 3)).effects
