@@ -5,6 +5,7 @@ Seeds are vmapped, and shared out among the devices that there are: GPUs, TPUs, 
 python examples/bitflip.py                                  # solves 10 bits
 python examples/bitflip.py --num-bits 15 --num-goals 0      # no hindsight: does not learn
 python examples/bitflip.py --num-bits 20 --steps 60000 --strategy future --seeds 8
+python examples/bitflip.py --num-steps 3 --strategy future=0.8,random=0.2 --relabel sample --hindsight-ratio 0.9
 python examples/bitflip.py --checkpoint results/checkpoint  # killed and run again, it goes on where it was
 """
 
@@ -56,9 +57,13 @@ class Config:
     seed: int = 0
     """Where all randomness starts."""
     strategy: str = "future"
-    """Where hindsight goals come from: future, final, episode or random."""
+    """Where hindsight goals come from: future, final, episode, random, or weights of several: future=0.8,random=0.2."""
     num_goals: int = 4
     """Hindsight goals per transition; 0: no HER."""
+    relabel: str = "episode_end"
+    """When hindsight goals are drawn: episode_end, once, or sample, afresh for each batch."""
+    hindsight_ratio: float | None = None
+    """Share of a batch with hindsight goals, only with relabel sample; by default k / (k + 1) for k goals per transition."""
     prioritized: bool = True
     """Prioritised or uniform replay."""
     priority_exponent: float = 0.6
@@ -75,6 +80,8 @@ class Config:
     """Of Adam."""
     discount: float = 0.99
     """Gamma."""
+    num_steps: int = 1
+    """Steps of an n-step return."""
     epsilon: float = 0.1
     """Probability of a random action."""
     target_period: int = 1000
@@ -166,6 +173,19 @@ def terminated(transition: Transition, goal: jax.Array) -> jax.Array:
     return jnp.all(transition.next_observation == goal)
 
 
+def parse_strategy(text: str) -> Any:
+    """The strategy that a flag names, or the mixture whose weights it gives, as "future=0.8,random=0.2"."""
+    try:
+        weights = [part.split("=") for part in text.split(",")] if "=" in text else [[text, "1"]]
+        mixture = {name: float(weight) for name, weight in weights}
+        if len(mixture) < len(weights):
+            raise ValueError("a name is given twice")
+        return herjax.mixture(mixture)
+    except ValueError as error:
+        remedy = f"give one of {', '.join(STRATEGIES)}, or weights such as future=0.8,random=0.2."
+        raise ValueError(f"--strategy is {text}; {remedy}") from error
+
+
 def make_buffer(config: Config, num_envs: int | None = None) -> herjax.BufferState:
     """An empty buffer for bit-flipping, which `num_envs` environments fill, or one without an axis for them."""
     bits = jax.ShapeDtypeStruct((config.num_bits,), jnp.float32)
@@ -176,8 +196,11 @@ def make_buffer(config: Config, num_envs: int | None = None) -> herjax.BufferSta
         goal_fn=achieved_goal,
         reward_fn=reward,
         terminated_fn=terminated,
-        strategy=config.strategy,
+        strategy=parse_strategy(config.strategy),
         num_goals=config.num_goals,
+        relabel=config.relabel,
+        num_steps=config.num_steps,
+        discount=config.discount,
         priority_exponent=config.priority_exponent if config.prioritized else None,
         num_envs=num_envs,
     )
@@ -218,11 +241,11 @@ def td_errors(config: Config, params: optax.Params, target_params: optax.Params,
     transition = batch.transition
     values = network.apply(params, transition.observation, batch.goal)
     value = jnp.take_along_axis(values, transition.action[:, None], axis=1)[:, 0]
-    next_action = jnp.argmax(network.apply(params, transition.next_observation, batch.goal), axis=1)
-    next_values = network.apply(target_params, transition.next_observation, batch.goal)
+    next_observation = batch.last.next_observation
+    next_action = jnp.argmax(network.apply(params, next_observation, batch.goal), axis=1)
+    next_values = network.apply(target_params, next_observation, batch.goal)
     next_value = jnp.take_along_axis(next_values, next_action[:, None], axis=1)[:, 0]
-    target = batch.reward + config.discount * jnp.where(batch.terminated, 0.0, next_value)
-    return jax.lax.stop_gradient(target) - value
+    return jax.lax.stop_gradient(batch.reward + batch.discount * next_value) - value
 
 
 def update(config: Config, agent: Agent, batch: herjax.Sample, step: jax.Array) -> tuple[Agent, jax.Array, jax.Array]:
@@ -266,7 +289,7 @@ def train_step(config: Config, loop: Loop, step_and_keys: tuple[jax.Array, jax.A
     buffer = herjax.add(loop.buffer, outcome.transition)
     buffer = herjax.end_episode(buffer, outcome.goal, key_goals, done=outcome.done)
     beta = config.beta + (1 - config.beta) * (step / config.steps)
-    batch = herjax.sample(buffer, key_sample, config.batch_size, beta=beta)
+    batch = herjax.sample(buffer, key_sample, config.batch_size, beta=beta, hindsight_ratio=config.hindsight_ratio)
     agent, errors, loss = update(config, loop.agent, batch, step)
     if config.prioritized:
         buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(errors))
@@ -468,7 +491,10 @@ def table(results: dict[str, Any], rows: int = 15) -> str:
 
 def goals_title(config: Any) -> str:
     """Which goals are replayed, for a title."""
-    return f"HER {config.strategy}, k = {config.num_goals}" if config.num_goals else "without HER"
+    if config.num_goals == 0:
+        return "without HER"
+    share = f"k = {config.num_goals}" if config.hindsight_ratio is None else f"ratio {config.hindsight_ratio}"
+    return f"HER {config.strategy}, {share}"
 
 
 def plot(results: dict[str, Any], title: str, path: Path) -> None:
@@ -522,7 +548,11 @@ def check_numbers(config: Any, *, counts: Sequence[str], shares: Sequence[str], 
         require(config, name, 0 <= getattr(config, name) < float("inf"), "a finite number >= 0")
     require(config, "hidden", min(config.hidden, default=1) >= 1, "at least 1 unit in each layer")
     require(config, "num_goals", config.num_goals >= 0, "0 for no HER, or a number of hindsight goals per transition")
-    require(config, "strategy", config.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
+    parse_strategy(config.strategy)
+    require(config, "relabel", config.relabel in ("episode_end", "sample"), "episode_end or sample")
+    ratio = config.hindsight_ratio
+    good = ratio is None or (0 <= ratio <= 1 and config.relabel == "sample" and config.num_goals > 0)
+    require(config, "hindsight_ratio", good, "a number from 0 to 1, with --relabel sample and hindsight goals")
 
 
 def check(config: Config) -> None:
@@ -534,6 +564,7 @@ def check(config: Config) -> None:
             "seeds",
             "steps",
             "batch_size",
+            "num_steps",
             "target_period",
             "max_episode_length",
             "eval_every",

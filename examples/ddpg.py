@@ -36,7 +36,7 @@ from flax import struct
 from PIL import Image, ImageDraw
 
 import herjax
-from bitflip import Progress, check_numbers, goals_title, plot, refuse, require, share_out, table
+from bitflip import Progress, check_numbers, goals_title, parse_strategy, plot, refuse, require, share_out, table
 from herjax.envs import PlanarPush, PlanarReach
 
 TASKS = {"push": PlanarPush, "reach": PlanarReach}
@@ -57,9 +57,13 @@ class AgentConfig:
     batch_size: int = 256
     """Transitions in an update."""
     strategy: str = "future"
-    """Where hindsight goals come from: future, final, episode or random."""
+    """Where hindsight goals come from: future, final, episode, random, or weights of several: future=0.8,random=0.2."""
     num_goals: int = 4
     """Hindsight goals per transition; 0: no HER."""
+    relabel: str = "sample"
+    """When hindsight goals are drawn: episode_end, once, or sample, afresh for each batch."""
+    hindsight_ratio: float | None = None
+    """Share of a batch with hindsight goals, only with relabel sample; by default k / (k + 1) for k goals per transition."""
     capacity: int = 1_000_000
     """Transitions held."""
     hidden: tuple[int, ...] = (64, 64, 64)
@@ -68,6 +72,8 @@ class AgentConfig:
     """Of Adam, for both."""
     discount: float = 0.98
     """Gamma; targets are clipped to [-1 / (1 - gamma), 0]."""
+    num_steps: int = 1
+    """Steps of an n-step return."""
     target_decay: float = 0.8
     """Share of the target networks that stays at the end of a cycle."""
     epsilon: float = 0.3
@@ -203,9 +209,11 @@ def make_buffer(
         max_episode_length=steps,
         goal_fn=achieved_goal,
         reward_fn=reward_fn,
-        strategy=config.strategy,
+        strategy=parse_strategy(config.strategy),
         num_goals=config.num_goals,
-        relabel="sample",
+        relabel=config.relabel,
+        num_steps=config.num_steps,
+        discount=config.discount,
         num_envs=num_envs,
     )
 
@@ -247,10 +255,10 @@ def see(agent: Agent, transitions: Transition, goal: jax.Array) -> Agent:
 
 def targets(config: AgentConfig, agent: Agent, sample: herjax.Sample) -> jax.Array:
     """What the critic is pulled to, float32 [...]: clipped to the returns there are where rewards are -1 or 0."""
-    observation = agent.observations.normalize(sample.transition.next_observation)
+    observation = agent.observations.normalize(sample.last.next_observation)
     goal = agent.goals.normalize(sample.goal)
     action = policy(config, agent, agent.targets, observation, goal)
-    target = sample.reward + config.discount * value(config, agent.targets, observation, goal, action)
+    target = sample.reward + sample.discount * value(config, agent.targets, observation, goal, action)
     return jnp.clip(target, -1 / (1 - config.discount), 0)
 
 
@@ -299,7 +307,8 @@ def store_and_learn(
     """A cycle but for the playing of its episodes."""
     key_goals, key_sample = jax.random.split(key)
     buffer = store(loop.buffer, transitions, goal, key_goals)
-    sample = herjax.sample(buffer, key_sample, config.updates * config.batch_size)
+    draws = config.updates * config.batch_size
+    sample = herjax.sample(buffer, key_sample, draws, hindsight_ratio=config.hindsight_ratio)
     agent, losses = learn(config, see(loop.agent, transitions, goal), sample)
     return Loop(agent, buffer), losses
 
@@ -489,7 +498,7 @@ def check_agent(config: AgentConfig, episode: int) -> None:
     """Raises `ValueError` that says, in one line, what is wrong with the flags of a task with so many steps an episode."""
     check_numbers(
         config,
-        counts=("cycles", "num_envs", "updates", "batch_size", "eval_every", "eval_episodes"),
+        counts=("cycles", "num_envs", "updates", "batch_size", "num_steps", "eval_every", "eval_episodes"),
         shares=("target_decay", "epsilon"),
         weights=("learning_rate", "noise", "action_penalty"),
     )

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AsyncVectorEnv
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -110,7 +110,7 @@ def make_simulators(config: Config) -> AsyncVectorEnv:
         # JAX warns that a fork may find one of its locks held. These processes do not call JAX, and other ways to start them
         # import this file, and so JAX, in each.
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-        return AsyncVectorEnv([make] * config.num_envs, context="fork", autoreset_mode=AutoresetMode.DISABLED)
+        return AsyncVectorEnv([make] * config.num_envs, context="fork")
 
 
 def reward(transition: Transition, goal: jax.Array) -> jax.Array:
@@ -157,7 +157,7 @@ def play(simulators: AsyncVectorEnv, policy: Policy, agent: Agent, seeds: list[i
     steps, info = [], {}
     for step in range(STEPS):
         action = np.asarray(policy(agent, seen, key, np.int32(step)))
-        # No simulator resets itself, so that what follows the last step is what is stored.
+        # All end with the last step, and would reset themselves in the one after it; the next episode's `reset` comes first.
         observed, _, _, _, info = simulators.step(action)
         then = as_float32(observed)
         steps.append(Transition(seen["observation"], action, then["observation"], then["achieved_goal"]))

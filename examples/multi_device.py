@@ -142,7 +142,8 @@ def train_step(config: Config, loop: Loop, step_and_key: tuple[jax.Array, jax.Ar
     buffer = herjax.add(loop.buffer, outcome.transition)
     buffer = herjax.end_episode(buffer, outcome.goal, key_goals, done=outcome.done)
     beta = config.beta + (1 - config.beta) * (step / config.steps)
-    batch = herjax.sample(buffer, key_sample, config.batch_size, beta=beta, axis_name=AXIS)
+    ratio = config.hindsight_ratio
+    batch = herjax.sample(buffer, key_sample, config.batch_size, beta=beta, hindsight_ratio=ratio, axis_name=AXIS)
     agent, errors, loss = update(config, loop.agent, batch, step)
     if config.prioritized:
         buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(errors), axis_name=AXIS)

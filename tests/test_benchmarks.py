@@ -51,13 +51,14 @@ def test_filled_buffers_are_full() -> None:
 
 
 def test_step_cost_reports_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row for each kind of replay, capacity, batch size and number of seeds; the floor is its own measure."""
+    """A row for each kind of replay, number of steps, batch size and number of seeds; the floor is its own measure."""
     out = tmp_path / "step_cost.json"
-    flags = "--seeds 2 --batch-sizes 4 --capacities 100 200 --steps 3 --rounds 2 --full --out"
+    flags = "--seeds 2 --batch-sizes 4 --capacities 100 --num-steps 1 3 --steps 3 --rounds 2 --full --out"
     monkeypatch.setattr(sys, "argv", ["step_cost.py", *flags.split(), str(out)])
     step_cost.main()
     found = json.loads(out.read_text())
     assert len(found["rows"]) == 1 + 2 * 2
+    assert sum(row["over_first"] == [1.0, 1.0, 1.0] for row in found["rows"]) == 3, "the floor, and one of each kind"
     assert {row["over_floor"][0] for row in found["rows"] if row["replay"] == "floor"} == {1.0}
     assert all(row["microseconds_per_seed"] > 0 for row in found["rows"])
     assert [row["operation"] for row in found["shares"]] == [*step_cost.OPERATIONS[:3], *step_cost.OPERATIONS]

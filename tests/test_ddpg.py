@@ -30,7 +30,7 @@ def success_rates(config: ddpg.Config) -> np.ndarray:
 
 def test_it_reaches_with_hindsight_and_not_without() -> None:
     """32,000 steps: nine goals in ten are reached by each seed, and without HER hardly any."""
-    assert success_rates(REACH)[:, -1].min() >= 0.9
+    assert success_rates(REACH)[:, -1].min() > 0.89  # 45 of 50 are, as a float32, less than 0.9.
     assert success_rates(dataclasses.replace(REACH, num_goals=0))[:, -1].max() <= 0.3
 
 
@@ -73,21 +73,26 @@ def filled(config: ddpg.Config, key: jax.Array) -> tuple[ddpg.Loop, ddpg.Episode
     return ddpg.Loop(agent, ddpg.store(loop.buffer, episodes.transitions, episodes.goal, key)), episodes
 
 
-@pytest.mark.parametrize("bias", [0.0, 100.0, -100.0])
-def test_targets_are_the_papers(bias: float, key: jax.Array) -> None:
-    """Reward + discount * Q'(s', pi'(s'), g) by the target networks, between -1 / (1 - discount) and 0."""
-    config = dataclasses.replace(TINY, discount=0.9)
-    loop, _ = filled(config, key)
+@pytest.mark.parametrize(("bias", "num_steps"), [(0.0, 1), (100.0, 1), (-100.0, 1), (0.0, 3)])
+def test_targets_are_the_papers(bias: float, num_steps: int, key: jax.Array) -> None:
+    """Reward + discount * Q'(s', pi'(s'), g) by the target networks, between -1 / (1 - discount) and 0; also after 3 steps."""
+    config = dataclasses.replace(TINY, discount=0.9, num_steps=num_steps)
+    loop, episodes = filled(config, key)
     critic = jax.tree.map(lambda leaf: leaf + (bias if leaf.shape == (1,) else 0.1), loop.agent.networks.critic)
     actor = jax.tree.map(lambda leaf: leaf + 0.1, loop.agent.networks.actor)
     agent = loop.agent.replace(targets=ddpg.Networks(actor, critic))
     sample = herjax.sample(loop.buffer, key, 64)
+    played = jax.tree.map(np.asarray, episodes.transitions)
+    fields = zip(played[:2], sample.transition[:2], strict=True)  # Together, observation and action tell all steps apart.
+    same = np.all([(all_steps == np.asarray(drawn)[:, None, None]).all(axis=-1) for all_steps, drawn in fields], axis=0)
+    step, env = np.nonzero(same)[1:]
+    last = np.minimum(step + num_steps, len(played.observation)) - 1
     observation, goal = (
         np.clip((leaf - statistics.mean) / np.maximum(np.sqrt(statistics.variance), 0.01), -5, 5)
-        for statistics, leaf in ((agent.observations, sample.transition.next_observation), (agent.goals, sample.goal))
+        for statistics, leaf in ((agent.observations, played.next_observation[last, env]), (agent.goals, sample.goal))
     )
     value = mlp(critic, observation, goal, np.tanh(mlp(agent.targets.actor, observation, goal)))[:, 0]
-    expected = np.clip(np.asarray(sample.reward) + 0.9 * value, -10, 0)
+    expected = np.clip(np.asarray(sample.reward) + 0.9 ** (last - step + 1) * value, -10, 0)
     np.testing.assert_allclose(ddpg.targets(config, agent, sample), expected, atol=1e-4)
     assert (expected == {100.0: 0, -100.0: -10}.get(bias, expected)).all()
 
@@ -128,6 +133,18 @@ def test_the_critic_learns_nothing_from_the_actors_loss(key: jax.Array) -> None:
     learned, losses = ddpg.learn(config, agent, sample._replace(reward=jnp.zeros(16)))
     assert losses.critic == 0
     jax.tree.map(np.testing.assert_array_equal, learned.networks.critic, agent.networks.critic)
+
+
+def test_a_ratio_of_0_is_no_hindsight(key: jax.Array) -> None:
+    """With three-step returns and a mixture, a cycle learns at ratio 0 what it learns without HER, and at 1 something else."""
+    mixed = dataclasses.replace(TINY, num_steps=3, strategy="future=0.8,random=0.2", hindsight_ratio=0.0)
+    losses = []
+    for changes in ({}, {"num_goals": 0, "hindsight_ratio": None}, {"hindsight_ratio": 1.0}):
+        config = dataclasses.replace(mixed, **changes)
+        losses.append(jax.jit(partial(ddpg.cycle, config))(ddpg.start(config, key), key)[1].critic.item())
+    assert np.all(np.isfinite(losses))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-2)
 
 
 @pytest.mark.parametrize(("task", "achieved"), [("push", slice(2, 4)), ("reach", slice(0, 2))])
@@ -203,7 +220,14 @@ def test_the_script_writes_its_results_and_pictures(tmp_path: Path, capsys: pyte
         (["--cycles", "15"], "--cycles is 15; give a multiple of --eval-every, 10."),
         (["--discount", "1"], "--discount is 1.0; give a number from 0 to 1, but not 1."),
         (["--num-envs", "0"], "--num-envs is 0; give at least 1."),
-        (["--strategy", "past"], "--strategy is past; give one of future, final, episode, random."),
+        (
+            ["--strategy", "past=1"],
+            "--strategy is past=1; give one of future, final, episode, random, or weights such as future=0.8,random=0.2.",
+        ),
+        (
+            ["--hindsight-ratio", "1.5"],
+            "--hindsight-ratio is 1.5; give a number from 0 to 1, with --relabel sample and hindsight goals.",
+        ),
         (["--capacity", "799"], "--capacity is 799; give room for an episode in each environment, 800, at least."),
         (["--seeds", "0"], "--seeds is 0; give at least 1."),
         (["--seed", str(2**32)], "--seed is 4294967296; give a number from 0 to 2^32 - 1."),

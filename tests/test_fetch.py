@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import fetch  # noqa: E402
 SCRIPT = str(Path(__file__).parent.parent / "examples" / "fetch.py")
 TINY = ["--num-envs", "2", "--eval-every", "1", "--eval-episodes", "3", "--updates", "2", "--batch-size", "8", "--hidden", "8"]
 TINY += ["--capacity", "1000", "--checkpoint-seconds", "0", "--no-progress"]
+TINY += ["--num-steps", "3", "--strategy", "future=0.8,random=0.2", "--hindsight-ratio", "0.9"]
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -88,6 +91,25 @@ def test_rewards_and_shapes_are_the_simulators(task: str, name: str) -> None:
     np.testing.assert_array_equal(rewards, expected)
     assert 20 < -np.sum(expected) < 180, "both rewards occur"
     env.close()
+
+
+def test_episodes_hold_no_reset() -> None:
+    """Simulators that reset themselves in the step after an episode's end, Gymnasium's default, show what others show."""
+    config = fetch.Config(num_envs=2)
+    make = partial(gymnasium.make, fetch.TASKS[config.task])
+    never = gymnasium.vector.SyncVectorEnv([make] * 2, autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+    simulators = fetch.make_simulators(config)
+    assert simulators.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.NEXT_STEP
+
+    def policy(_: None, seen: fetch.Seen, key: jax.Array, step: np.int32) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, step), (len(seen["observation"]), 4), minval=-1)
+
+    for number in range(2):  # The second episodes are played by simulators whose first ones have ended.
+        drawn = fetch.draw(config, 0, number)
+        episodes, expected = (fetch.play(each, policy, None, *drawn) for each in (simulators, never))
+        jax.tree.map(np.testing.assert_array_equal, episodes, expected)
+    simulators.close()
+    never.close()
 
 
 def test_draws_differ_and_repeat() -> None:

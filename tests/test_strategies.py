@@ -67,7 +67,10 @@ def test_pushing_is_compared_to_shaped_rewards_too(tmp_path: Path, monkeypatch: 
     ("flags", "remedy"),
     [
         (["--task", "slide"], "--task is slide; give flip or push."),
-        (["--strategies", "past"], "--strategy is past; give one of future, final, episode, random."),
+        (
+            ["--strategies", "past"],
+            "--strategy is past; give one of future, final, episode, random, or weights such as future=0.8,random=0.2.",
+        ),
         (["--num-goals", "0", "4"], "--num-goals is (0, 4); give numbers >= 1."),
         (
             ["--task", "push", "--push.cycles", "40"],

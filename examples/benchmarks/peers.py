@@ -102,7 +102,7 @@ def cpprb_training(config: bitflip.Config, settings: Settings) -> Callable[[], N
 
     @partial(jax.jit, donate_argnums=0)
     def learn(agent: bitflip.Agent, batch: Mapping[str, jax.Array], step: jax.Array) -> tuple[bitflip.Agent, jax.Array]:
-        agent, errors, _ = bitflip.update(config, agent, sample_of(batch), step)
+        agent, errors, _ = bitflip.update(config, agent, sample_of(config, batch), step)
         return agent, jnp.abs(errors)
 
     def call() -> None:
@@ -125,11 +125,12 @@ def cpprb_training(config: bitflip.Config, settings: Settings) -> Callable[[], N
     return call
 
 
-def sample_of(batch: Mapping[str, jax.Array]) -> herjax.Sample:
+def sample_of(config: bitflip.Config, batch: Mapping[str, jax.Array]) -> herjax.Sample:
     """A batch of cpprb as herjax would return it, as far as an update reads it."""
     reward = batch["rew"][:, 0]
+    transition = bitflip.Transition(batch["obs"], batch["act"][:, 0], batch["next_obs"])
     return herjax.Sample(
-        transition=bitflip.Transition(batch["obs"], batch["act"][:, 0], batch["next_obs"]),
+        transition=transition,
         goal=batch["goal"],
         reward=reward,
         terminated=reward == 0,
@@ -137,6 +138,8 @@ def sample_of(batch: Mapping[str, jax.Array]) -> herjax.Sample:
         indices=jnp.zeros(reward.shape, jnp.int32),
         probabilities=batch["weights"],
         weights=batch["weights"],
+        last=transition,
+        discount=config.discount * (reward < 0),
     )
 
 

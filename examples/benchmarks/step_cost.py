@@ -2,6 +2,7 @@
 
     taskset -c 0 python examples/benchmarks/step_cost.py
     taskset -c 0 python examples/benchmarks/step_cost.py --seeds 1 8 --capacities 20000 2000000 --full --no-shares
+    taskset -c 0 python examples/benchmarks/step_cost.py --num-steps 1 3
 
 The floor acts, steps the environment and updates on one fixed batch, a constant: what XLA computes of it beforehand makes the
 floor lower. States are donated, so that no allocation is counted. Training goes on from call to call, beginning with an empty
@@ -12,6 +13,7 @@ import dataclasses
 import json
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ class Settings:
     """Transitions in an update."""
     capacities: tuple[int, ...] = (200_000,)
     """Transitions held; the first is the one that the others are compared with."""
+    num_steps: tuple[int, ...] = (1,)
+    """Steps of an n-step return; compared with the first, too. Shares are timed with the first alone."""
     full: bool = False
     """Whether buffers are full before the timing starts."""
     shares: bool = True
@@ -61,10 +65,9 @@ def fixed_batch(config: bitflip.Config) -> herjax.Sample:
     size, bits = config.batch_size, config.num_bits
     rng = np.random.default_rng(0)
     observation, following, goal = rng.integers(0, 2, (3, size, bits)).astype(np.float32)
+    transition = bitflip.Transition(jnp.asarray(observation), jnp.asarray(rng.integers(0, bits, size)), jnp.asarray(following))
     return herjax.Sample(
-        transition=bitflip.Transition(
-            jnp.asarray(observation), jnp.asarray(rng.integers(0, bits, size)), jnp.asarray(following)
-        ),
+        transition=transition,
         goal=jnp.asarray(goal),
         reward=-jnp.ones(size),
         terminated=jnp.zeros(size, bool),
@@ -72,6 +75,8 @@ def fixed_batch(config: bitflip.Config) -> herjax.Sample:
         indices=jnp.arange(size),
         probabilities=jnp.ones(size),
         weights=jnp.ones(size),
+        last=transition,
+        discount=jnp.full(size, config.discount),
     )
 
 
@@ -133,24 +138,27 @@ def filled(config: bitflip.Config, key: jax.Array) -> bitflip.Loop:
 
 
 def measure(settings: Settings, seeds: int, batch_size: int) -> list[Row]:
-    """A row for each kind of replay and each capacity, with its ratio to the floor and to the first capacity."""
+    """A row for each kind of replay, capacity and number of steps, with its ratio to the floor and to the first of its kind."""
     config = bitflip.Config(batch_size=batch_size, steps=settings.steps * (settings.rounds + 1))
 
     def program(variant: bitflip.Config, step: Any) -> Any:
         start = partial(filled if settings.full else bitflip.start, variant)
         return scan_program(partial(step, variant), start, settings.steps, seeds, bitflip.KEYS_A_STEP)
 
+    variants = list(product(settings.capacities, settings.num_steps))
     small = dataclasses.replace(config, capacity=config.max_episode_length, prioritized=False)
     programs = {"floor": program(small, floor_step)}
+    firsts = {"floor": "floor"}
     for prioritized in (False, True):
-        for capacity in settings.capacities:
-            variant = dataclasses.replace(config, prioritized=prioritized, capacity=capacity)
-            name = f"{'prioritised' if prioritized else 'uniform'} {capacity:,}"
+        kind = "prioritised" if prioritized else "uniform"
+        names = [f"{kind} {capacity:,}, {num_steps}-step" for capacity, num_steps in variants]
+        for name, (capacity, num_steps) in zip(names, variants, strict=True):
+            variant = dataclasses.replace(config, prioritized=prioritized, capacity=capacity, num_steps=num_steps)
             programs[name] = program(variant, lambda *args: bitflip.train_step(*args)[0])
+            firsts[name] = names[0]
     taken = seconds(programs, settings.rounds)
     rows = []
     for name, times in taken.items():
-        first = f"{name.split()[0]} {settings.capacities[0]:,}" if name != "floor" else "floor"
         rows.append(
             {
                 "seeds": seeds,
@@ -158,7 +166,7 @@ def measure(settings: Settings, seeds: int, batch_size: int) -> list[Row]:
                 "replay": name,
                 "microseconds_per_seed": float(np.median(times)) / settings.steps / seeds * 1e6,
                 "over_floor": ratio(times, taken["floor"]),
-                "over_first_capacity": ratio(times, taken[first]),
+                "over_first": ratio(times, taken[firsts[name]]),
             }
         )
     return rows
@@ -169,7 +177,9 @@ def measure_shares(settings: Settings, seeds: int) -> list[Row]:
     rows = []
     for prioritized in (False, True):
         steps = settings.steps * (settings.rounds + 1)
-        config = bitflip.Config(capacity=settings.capacities[0], prioritized=prioritized, steps=steps)
+        config = bitflip.Config(
+            capacity=settings.capacities[0], prioritized=prioritized, num_steps=settings.num_steps[0], steps=steps
+        )
         start = partial(filled if settings.full else bitflip.start, config)
         operations = OPERATIONS if prioritized else OPERATIONS[:3]
         programs = {
@@ -200,13 +210,13 @@ def main() -> None:
     """Measures, prints tables, writes JSON."""
     settings = tyro.cli(Settings)
     rows, shares = [], []
-    print(f"{'seeds':>5} {'batch':>5} {'replay, capacity':>24} {'us/seed':>8} {'over floor':>20} {'over first capacity':>20}")
+    print(f"{'seeds':>5} {'batch':>5} {'replay, capacity, returns':>29} {'us/seed':>8} {'over floor':>20} {'over first':>20}")
     for seeds in settings.seeds:
         for batch_size in settings.batch_sizes:
             for row in measure(settings, seeds, batch_size):
-                floor, first = ("{:.2f} ({:.2f}-{:.2f})".format(*row[name]) for name in ("over_floor", "over_first_capacity"))
+                floor, first = ("{:.2f} ({:.2f}-{:.2f})".format(*row[name]) for name in ("over_floor", "over_first"))
                 figures = f"{row['microseconds_per_seed']:8.1f} {floor:>20} {first:>20}"
-                print(f"{seeds:5} {batch_size:5} {row['replay']:>24} {figures}", flush=True)
+                print(f"{seeds:5} {batch_size:5} {row['replay']:>29} {figures}", flush=True)
                 rows.append(row)
     if settings.shares:
         print(f"\n{'seeds':>5} {'replay':>11} {'operation':>18} {'us/seed it adds':>20}")
