@@ -315,15 +315,15 @@ BUGS = (
     Bug(
         "a window goes on past the end of the episode, into the next",
         "hindsight.py",
-        "ends = step == remaining - 1",
-        "ends = step == config.longest_window",
+        "dtype=jnp.int32) == remaining - 1",
+        "dtype=jnp.int32) == config.longest_window",
         WINDOWS,
     ),
     Bug(
         "rewards of a window are discounted from the second power on",
         "hindsight.py",
-        "config.powers[:-1] * reward",
-        "config.powers[1:] * reward",
+        "config.powers[:-1].astype(dtype)",
+        "config.powers[1:].astype(dtype)",
         WINDOWS,
     ),
     Bug(
@@ -345,13 +345,6 @@ BUGS = (
         "sampling.py",
         "jnp.maximum(window - 1, 0)",
         "window",
-        WINDOWS,
-    ),
-    Bug(
-        "a window has ended if any of its steps would end the task, also one after its end",
-        "hindsight.py",
-        "jnp.any(terminated & inside)",
-        "jnp.any(terminated)",
         WINDOWS,
     ),
     Bug(
