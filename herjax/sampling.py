@@ -81,21 +81,10 @@ def _sample(
     ratio = _ratio(config, hindsight_ratio)
     key, key_goals = jax.random.split(key) if config.relabels_when_sampled else (key, key)
     indices, probabilities, weights = _draw(state, key, batch_size, beta, axis_name)
-    rows = jax.lax.div(indices, jnp.int32(config.num_copies))  # Of non-negative numbers; `//` would mind their sign.
-    is_hindsight = jax.lax.sign(indices - rows * config.num_copies)
-    copies = config.stored.read(state.copies, indices)
-    if config.relabels_when_sampled:
-        is_hindsight, copies = hindsight.relabelled(state, key_goals, rows, copies, ratio)
-    transitions = config.transition.read(state.transitions, rows)
-    last = None
-    if config.num_steps > 1:
-        window = jax.vmap(lambda row: config.copy.unpack(row).window)(copies)
-        last_rows = row_of_step(config, rows, jnp.int32(0), jnp.maximum(window - 1, 0))
-        last = config.transition.read(state.transitions, last_rows)
-    drawn = (transitions, last, copies, is_hindsight, indices, probabilities, weights)
+    drawn = (_read(state, key_goals, indices, ratio), indices, probabilities, weights)
     # All reads are over before any of the batch is there, so that a write that waits for some of it waits for all of them.
     there = can_sample(state)
-    transitions, last, copies, is_hindsight, indices, probabilities, weights = materialized(there, drawn)
+    (transitions, last, copies, is_hindsight), indices, probabilities, weights = materialized(there, drawn)
     copy: Copy = jax.vmap(config.copy.unpack)(copies)
     return Sample(
         transition=jax.vmap(config.transition.unpack)(transitions),
@@ -109,6 +98,24 @@ def _sample(
         last=None if last is None else jax.vmap(config.transition.unpack)(last),
         discount=_discount(config, copy, jnp.full(batch_size, there)),
     )
+
+
+def _read(
+    state: BufferState, key: jax.Array, indices: jax.Array, ratio: jax.Array
+) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
+    """What is at `indices`, int32 [n]: transitions, last transitions of windows, rows of `Copy`, and 1 for a hindsight goal."""
+    config = state.config
+    rows = jax.lax.div(indices, jnp.int32(config.num_copies))  # Of non-negative numbers; `//` would mind their sign.
+    is_hindsight = jax.lax.sign(indices - rows * config.num_copies)
+    copies = config.stored.read(state.copies, indices)
+    if config.relabels_when_sampled:
+        is_hindsight, copies = hindsight.relabelled(state, key, rows, copies, ratio)
+    transitions = config.transition.read(state.transitions, rows)
+    if config.num_steps == 1:
+        return transitions, None, copies, is_hindsight
+    windows = jax.vmap(lambda copy: config.copy.unpack(copy).window)(copies)
+    last_rows = row_of_step(config, rows, jnp.int32(0), jnp.maximum(windows - 1, 0))
+    return transitions, config.transition.read(state.transitions, last_rows), copies, is_hindsight
 
 
 def _ratio(config: Config, hindsight_ratio: jax.Array | float | None) -> jax.Array:

@@ -343,8 +343,8 @@ BUGS = (
     Bug(
         "the last transition of a window is that after it",
         "sampling.py",
-        "jnp.maximum(window - 1, 0)",
-        "window",
+        "jnp.maximum(windows - 1, 0)",
+        "windows",
         WINDOWS,
     ),
     Bug(

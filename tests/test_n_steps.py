@@ -92,7 +92,9 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "-".join(map(str, setting.values())))
+@pytest.mark.parametrize(
+    "setting", SETTINGS, ids=lambda setting: "-".join(str(getattr(value, "__name__", value)) for value in setting.values())
+)
 def test_every_window_is_that_of_its_goal(setting: dict[str, object]) -> None:
     """At ends of episodes, at goals in mid-window, after the ring has turned round: the window is what a loop over it gives."""
     setting = {"discount": 0.5} | setting
