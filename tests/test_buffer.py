@@ -15,6 +15,7 @@ from scipy import stats
 import herjax
 from herjax import sampling
 from oracle import Oracle
+from test_relabel import WITHIN_EPISODE
 
 CALLS_BETWEEN_SAMPLES = 24
 COVERING_BATCH = 4096  # Misses one of the at most 120 copies below with probability under 1e-12.
@@ -169,29 +170,30 @@ def call_sequences(max_episode_length: int) -> st.SearchStrategy[list[int]]:
 
 
 def assert_holds(
-    state: herjax.BufferState, oracle: Oracle, size: int, strategy: str, copies: int, *, seed: int
+    state: herjax.BufferState, oracle: Oracle, strategy: str, copies: int, *, seed: int
 ) -> dict[int, dict[int, int]]:
     """Assert that draws reach every copy held and nothing else; the source at every index, by transition."""
     batch = herjax.sample(state, jax.random.key(seed), COVERING_BATCH)
-    assert bool(herjax.can_sample(state)) == (size > 0)
-    if size == 0:
+    assert bool(herjax.can_sample(state)) == (oracle.num_held > 0)
+    if not oracle.held:
         assert not has_nonzero((batch.transition, batch.goal, batch.reward, batch.weights))
         return {}
-    numbers, sources = decode(batch)
-    np.testing.assert_allclose(batch.probabilities, 1 / (size * copies), rtol=1e-4)
+    numbers, goals = decode(batch)
+    np.testing.assert_allclose(batch.probabilities, 1 / (oracle.num_held * copies), rtol=1e-4)
     np.testing.assert_allclose(batch.weights, 1, rtol=1e-4)
     where: dict[int, dict[int, int]] = {}
-    rows = np.unique(np.stack([np.asarray(batch.indices), numbers, sources], axis=1), axis=0)
+    rows = np.unique(np.stack([np.asarray(batch.indices), numbers, goals], axis=1), axis=0)
     assert len(np.unique(rows[:, 0])) == len(rows), "one index, two transitions or goals"
     for index, number, source in rows.tolist():
         where.setdefault(number, {})[index] = source
-    assert sorted(where) == sorted(oracle.held(size))
-    episode_of = oracle.episode_of()
+    assert sorted(where) == sorted(oracle.held)
+    episode_of, distribution = oracle.episode_of(), WITHIN_EPISODE.get(strategy, ("random", None))[1]
     for number, goals in where.items():
         pursued = [source for source in goals.values() if source < 0]
-        assert pursued == [oracle.episodes[episode_of[number]].goal]
+        assert pursued == [episode_of[number].goal]
         assert len(goals) == copies
-        assert {source for source in goals.values() if source >= 0} <= oracle.goal_sources(number, strategy)
+        sources = episode_of[number].goal_chances(number, {distribution: 1})
+        assert {source for source in goals.values() if source >= 0} <= sources.keys()
     return where
 
 
@@ -233,9 +235,9 @@ def test_any_sequence_of_calls_holds_what_a_list_of_episodes_holds(
                     oracle.add(n)
                 else:
                     oracle.end_episode(-n, done=kind == END)
-                oracle.observe_size(size)
+                assert size == oracle.num_held
                 assert dropped == oracle.num_dropped
-            where = assert_holds(state, oracle, int(sizes[-1]), strategy, copies, seed=seed + number)
+            where = assert_holds(state, oracle, strategy, copies, seed=seed + number)
             assert all(seen[n] == where[n] for n in seen.keys() & where.keys()), "a copy changed its index or goal"
             seen = where
 

@@ -1,15 +1,15 @@
 """Random calls of every public function, in any order, against lists of episodes and a dictionary of priorities.
 
 Transition `number` achieves a goal that names it, and pursued goals are below 0, so that a drawn copy names its transition and
-its goal's source. Of n environments, environment e's transitions have the numbers e, e + n, e + 2 n, ... `pytest -s` prints
-what was played.
+its goal's source. Of n environments, environment e's transitions have the numbers e, e + n, e + 2 n, ... Numbers stay so small,
+and discounts such powers of 2, that float32 holds every sum of rewards exactly. `pytest -s` prints what was played.
 """
 
 import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import ClassVar
 
@@ -22,13 +22,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 import herjax
-from oracle import Episode, Oracle
+from herjax.relabel import Mixture
+from oracle import Distribution, Episode, Oracle
 from test_num_envs import achieved, reached, reward
-from test_relabel import name_of, past
+from test_relabel import WITHIN_EPISODE, name_of, past
 
 CALLS_BETWEEN_LOOKS = 5
+BITS = st.one_of(st.just(7), st.integers(0, 7))  # Which environments.
 LONGEST = 5  # Of all configurations' `max_episode_length`.
 INT32 = np.iinfo(np.int32)
+Strategy = str | Callable[..., jax.Array] | Mixture
 
 
 def around(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
@@ -36,34 +39,46 @@ def around(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
     return step + jax.random.randint(key, (), -length, length + 1)
 
 
-GEOMETRIC = herjax.geometric(0.7)
-STRATEGIES = ("future", "episode", "final", "random", GEOMETRIC, past)
-# The strategy of tests/oracle.py with the same goal sources.
-SOURCES = {GEOMETRIC: "future", past: "past", around: "episode"}
+def around_distribution(step: int, length: int) -> np.ndarray:
+    """How often `around` names each step."""
+    named = np.clip(step + np.arange(-length, length + 1), 0, length - 1)
+    return np.bincount(named, minlength=length) / len(named)
+
+
+GEOMETRIC = WITHIN_EPISODE["geometric(0.5)"][0]
+# Those of the oracle, for which None is random.
+DISTRIBUTIONS: dict[Strategy, Distribution | None] = {"random": None, around: around_distribution}
+DISTRIBUTIONS |= dict(WITHIN_EPISODE.values())
+# The weights of each mixture.
+MIXTURES = {herjax.mixture(weights): weights for weights in ({"future": 0.5, "random": 0.5}, {"final": 1, past: 3})}
+STRATEGIES = ("future", "episode", "final", "random", past, *MIXTURES)
 
 
 @dataclass(frozen=True)
 class Configuration:
     """What `init` is given; `share` is the capacity of each environment."""
 
-    strategy: str | Callable[..., jax.Array]
+    strategy: Strategy
     num_envs: int | None
     relabel: str
     priority_exponent: float | None
     num_goals: int
     share: int
     max_episode_length: int
+    num_steps: int
+    discount: float | None
     priority_epsilon: float = 1e-6
 
     def __str__(self) -> str:
         """An id."""
         envs, exponent = self.num_envs, self.priority_exponent
-        return f"{self.relabel}-{self.name}-k{self.num_goals}-{envs}envs-{self.share}of{self.max_episode_length}-{exponent}"
+        rows = f"{self.share}of{self.max_episode_length}"
+        return f"{self.relabel}-{self.name}-k{self.num_goals}-n{self.num_steps}-{envs}envs-{rows}-{exponent}"
 
     @property
     def name(self) -> str:
-        """The strategy's name."""
-        return "geometric" if self.strategy is GEOMETRIC else name_of(self.strategy)
+        """The names of the strategy's sources."""
+        return "+".join(map(name_of, self.weights))
 
     @property
     def lanes(self) -> int:
@@ -71,9 +86,13 @@ class Configuration:
         return self.num_envs or 1
 
     @property
-    def sources(self) -> str:
-        """The name that the oracle has for a strategy of these goal sources."""
-        return self.strategy if isinstance(self.strategy, str) else SOURCES[self.strategy]
+    def weights(self) -> dict[Strategy, float]:
+        """The weight of each of the strategy's sources."""
+        return MIXTURES.get(self.strategy, {self.strategy: 1})
+
+    def goal_chances(self, episode: Episode, number: int) -> Counter[int]:
+        """The oracle's, of this strategy."""
+        return episode.goal_chances(number, {DISTRIBUTIONS[source]: weight for source, weight in self.weights.items()})
 
     @property
     def goals_late(self) -> bool:
@@ -90,10 +109,19 @@ class Configuration:
         """Indices for each transition."""
         return 1 if self.goals_late else 1 + self.hindsight_goals
 
-    @property
-    def looks_back(self) -> bool:
-        """Whether a late goal may come from an earlier step, which may have made room."""
-        return self.goals_late and (self.strategy == "episode" or self.strategy in (past, around))
+    def ratio(self, key: int) -> float | None:
+        """The `hindsight_ratio` of the draw with this key: None, or of some configurations never, as it is compiled apart."""
+        ratios = (0.3, 1.0, 0.0) if self.goals_late and self.num_goals and self.num_envs else (None,)
+        return ratios[key % len(ratios)]
+
+    def outcome(self, episode: Episode, number: int, goal: int) -> tuple[float, bool, bool, int, float | None]:
+        """The reward, `terminated`, `is_hindsight`, `last` and discount of a transition of this episode under a goal."""
+        window = episode.window(number, goal, self.num_steps)
+        discount = 1.0 if self.discount is None else self.discount
+        total = sum(discount**i * reward(step, goal) for i, step in enumerate(window))
+        terminated = reached(window[-1], goal)
+        worth = None if self.discount is None else 0.0 if terminated else discount ** len(window)
+        return total, terminated, goal >= 0, window[-1], worth
 
     @property
     def batch_size(self) -> int:
@@ -118,14 +146,23 @@ def start(configuration: Configuration) -> herjax.BufferState:
         strategy=c.strategy,
         num_goals=c.num_goals,
         relabel=c.relabel,
+        num_steps=c.num_steps,
+        discount=c.discount,
         priority_exponent=c.priority_exponent,
         priority_epsilon=c.priority_epsilon,
         num_envs=c.num_envs,
     )
 
 
+# One step, a few or many, and their discount.
+WINDOWS = (((1, None), (1, 0.5)), ((2, 0.5), (3, 0.5)), ((5, 1.0), (4, 0.5)))
+
+
 def pairwise() -> list[Configuration]:
-    """Every two values of any two options meet: strategy s and environments j do, and the rest are sums of s and j."""
+    """Every two values of any two options meet: strategy s and environments j do, and the rest are sums of s and j.
+
+    Of `WINDOWS` that is every row.
+    """
     options = []
     for (s, strategy), (j, num_envs) in itertools.product(enumerate(STRATEGIES), enumerate((None, 2, 3))):
         relabel = ("episode_end", "sample")[(s // 3 + j) % 2]
@@ -133,8 +170,9 @@ def pairwise() -> list[Configuration]:
         num_goals = (2, 0, 1)[(s + 2 * j) % 3]
         longest = (5, 3, 4)[j]
         share = longest if (s + j) % 2 else (8, 7, 6)[j]
+        window = WINDOWS[(s // 3 + s + j) % 3][s % 2]
         epsilon = 0.0 if strategy == "episode" else 1e-6
-        options.append(Configuration(strategy, num_envs, relabel, exponent, num_goals, share, longest, epsilon))
+        options.append(Configuration(strategy, num_envs, relabel, exponent, num_goals, share, longest, *window, epsilon))
     return options
 
 
@@ -142,7 +180,7 @@ def wider() -> list[Configuration]:
     """Each strategy and setting with options drawn from wider ranges, the same in every run."""
     rng = np.random.default_rng(0)
     options = []
-    for strategy, relabel, _ in itertools.product((*STRATEGIES, around), ("episode_end", "sample"), range(3)):
+    for strategy, relabel, _ in itertools.product((*STRATEGIES, GEOMETRIC, around), ("episode_end", "sample"), range(3)):
         longest = int(rng.integers(1, LONGEST + 1))
         options.append(
             Configuration(
@@ -153,6 +191,7 @@ def wider() -> list[Configuration]:
                 int(rng.integers(3)),
                 int(rng.choice([longest, longest + 1, 2 * longest, 13])),
                 longest,
+                *WINDOWS[rng.integers(3)][rng.integers(2)],
                 (1e-6, 0.0, 0.25)[rng.integers(3)],
             )
         )
@@ -186,6 +225,15 @@ class Coverage:
     """Hindsight goals by strategy and where they came from, for which step of how long an episode."""
     unlike: Counter[Configuration] = field(default_factory=Counter)
     """Transitions seen with hindsight goals that differ."""
+    windows: Counter[tuple[int, int, str]] = field(default_factory=Counter)
+    """Windows by how many steps they may have, how many they have, and why."""
+    ratios: Counter[float | None] = field(default_factory=Counter)
+    """Draws by their `hindsight_ratio`."""
+
+    def window(self, num_steps: int, last: int, goal: int, length: int) -> None:
+        """Count a window of so many steps that ends with `last`."""
+        why = "a goal" if last == goal else "the end" if length < num_steps else "full"
+        self.windows[num_steps, length, why] += 1
 
     def end_episode(self, configuration: Configuration, oracle: Oracle, dropped: int) -> None:
         """Count the end of an environment's last episode, which lost `dropped` transitions."""
@@ -196,7 +244,7 @@ class Coverage:
         if begin + length > share:
             self.wraps[configuration, begin] += 1
         newest = oracle.episodes[-share:]
-        self.crowded[configuration] += sum(len(episode.transitions) == 1 for episode in newest) == share
+        self.crowded[configuration] += sum(len(episode.transitions) == 1 for episode in newest) == oracle.num_held == share
 
     def least(self) -> dict[str, int]:
         """How often the rarest item of each kind was seen, over all configurations."""
@@ -210,6 +258,7 @@ class Coverage:
             "full of single steps": min(self.crowded[c] for c in self.pool),
             "goals unlike each other": min(self.unlike[c] for c in self.pool if c.copies > 2 and c.max_episode_length > 1),
             "place of a goal": min(self.goals[source] for source in self.places()),
+            "window": min(self.windows[window] for c in self.pool for window in ends_of_windows(c.num_steps)),
         }
 
     def places(self) -> set[tuple[str, str]]:
@@ -217,23 +266,32 @@ class Coverage:
         found = set()
         for c in self.pool:
             elsewhere = ["from another episode"] + ["from another environment"] * (c.lanes > 1)
-            if c.hindsight_goals and c.sources == "random":
+            if c.hindsight_goals and "random" in c.weights:
                 found |= {(c.name, place) for place in elsewhere}
             for length in range(1, c.max_episode_length + 1) if c.hindsight_goals else ():
-                oracle = Oracle(length, length, [Episode(-1, tuple(range(length)))], sources={0: frozenset(range(length))})
+                episode = Episode(-1, tuple(range(length)), tuple(range(length)))
                 for step in range(length):
-                    sources = oracle.goal_sources(step, c.sources)
+                    sources = c.goal_chances(episode, step)
                     found |= {(c.name, f"from {source} for {step} of {length}") for source in sources}
         return found
+
+
+def ends_of_windows(num_steps: int) -> set[tuple[int, int, str]]:
+    """How windows of at most so many steps may end."""
+    return {(num_steps, num_steps, "full")} | {
+        (num_steps, length, why)
+        for length in range(1, num_steps + 1)
+        for why in ("a goal", "the end")
+        if (length, why) != (num_steps, "the end")
+    }
 
 
 FAULTS = {"nan", "inf", "-inf", "negative", "negative index", "huge index", "holds nothing", "made room"}
 UPDATES = {"accepted", "both at once", "zero", "of an empty buffer", "all rejected", "last of duplicates rejected"}
 CALLS = {
     "add",
-    "end_episode",
-    "end_episode not done",
-    "end_episode, nothing pending",
+    "add, masked",
+    *(f"{call}{suffix}" for call in ("end_episode", "discard") for suffix in ("", " not done", ", nothing pending")),
     "sample",
     "update_priorities",
     "round_trip",
@@ -248,18 +306,16 @@ DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in (pairwise(), wider()))
 class Finished:
     """What is fixed for a transition when its episode ends."""
 
-    pursued: int
-    steps: tuple[int, ...]
-    """The transitions of its episode."""
-    sources: frozenset[int]
-    """The transitions whose achieved goals may be its hindsight goals, if these are drawn now."""
+    episode: Episode
+    """Its episode; what was held is that of all environments."""
     priority: float
     """With which its copies entered."""
 
     def place(self, number: int, goal: int, lanes: int) -> str:
         """Where that goal of this transition, `number`, comes from."""
-        if goal in self.steps:
-            return f"from {self.steps.index(goal)} for {self.steps.index(number)} of {len(self.steps)}"
+        steps = self.episode.transitions
+        if goal in steps:
+            return f"from {steps.index(goal)} for {steps.index(number)} of {len(steps)}"
         return "from another episode" if goal % lanes == number % lanes else "from another environment"
 
 
@@ -304,32 +360,31 @@ class Machine(RuleBasedStateMachine):
         """Some runs begin with an empty buffer, others with a past, and some with as many episodes as can be held."""
         rng = np.random.default_rng(draw)
         for count, bits, key in rng.integers((1, 0, 0), (LONGEST + 3, 24, 2**16), (episodes, 3)).tolist():
-            self.add(count)
+            self.add(count, 7, shared=False)
             self.end_episode(min(bits, 7), key, shared=False, look=False)
         for key in range(self.configuration.share if singles else 0):
-            self.add(1)
+            self.add(1, 7, shared=True)
             self.end_episode(7, key, shared=True, look=False)
 
-    @rule(count=st.integers(1, LONGEST + 2))
-    def add(self, count: int) -> None:
-        """One transition of every environment, up to two more often than an episode is long."""
+    @rule(count=st.integers(1, LONGEST + 2), bits=BITS, shared=st.booleans())
+    def add(self, count: int, bits: int, *, shared: bool) -> None:
+        """One transition of some of the environments, up to two more often than an episode is long."""
+        mask, argument = self.flags(bits, shared=shared)
         for _ in range(1 + (count - 1) % (self.configuration.max_episode_length + 2)):
             numbers = self.next_numbers()
-            self.state = herjax.add(self.state, self.batched(numbers))
-            for oracle, number in zip(self.oracles, numbers, strict=True):
+            self.state = herjax.add(self.state, self.batched(numbers), argument)
+            for oracle, number in itertools.compress(zip(self.oracles, numbers, strict=True), mask):
                 oracle.add(int(number))
-            self.made("add")
+            self.made("add" if np.all(mask) else "add, masked")
 
-    @rule(bits=st.one_of(st.just(7), st.integers(0, 7)), shared=st.booleans(), key=st.integers(0, 2**16), look=st.booleans())
+    @rule(bits=BITS, shared=st.booleans(), key=st.integers(0, 2**16), look=st.booleans())
     def end_episode(self, bits: int, key: int, *, shared: bool, look: bool) -> None:
         """Of any of the environments, or of all by one flag; what was ended may be looked at at once."""
-        done = (bits >> np.arange(self.configuration.lanes)) % 2 == 1
+        done, argument = self.flags(bits, shared=shared)
         goals = -1 - self.next_numbers()
-        pending = [len(oracle.pending) for oracle in self.oracles]
-        ended = [e for e, count in enumerate(pending) if done[e] and count]
+        ended, suffix = self.running(done)
         before = None if ended else self.draw(self.state, key)
-        flag = done[0] if self.configuration.num_envs is None or (shared and np.all(done == done[0])) else done
-        self.state = herjax.end_episode(self.state, self.batched(goals), jax.random.key(key), flag)
+        self.state = herjax.end_episode(self.state, self.batched(goals), jax.random.key(key), argument)
         for e in ended:
             oracle = self.oracles[e]
             oracle.end_episode(int(goals[e]))
@@ -338,11 +393,26 @@ class Machine(RuleBasedStateMachine):
         self.remember(ended)
         if before is not None:
             jax.tree.map(np.testing.assert_array_equal, before, self.draw(self.state, key))
-        self.made("end_episode" if ended else "end_episode not done" if any(pending) else "end_episode, nothing pending")
+        self.made(f"end_episode{suffix}")
         if ended and look:
             self.look(key)
             for e in ended:
                 assert set(self.oracles[e].episodes[-1].transitions) <= set(self.seen.transition.values())
+
+    @rule(count=st.integers(0, LONGEST), bits=BITS, shared=st.booleans(), key=st.integers(0, 2**16))
+    def discard(self, count: int, bits: int, key: int, *, shared: bool) -> None:
+        """The running episodes of some of the environments, after so many more steps; what is drawn stays the same."""
+        if count:
+            self.add(count, 7, shared=False)
+        done, argument = self.flags(bits, shared=shared)
+        dropped, suffix = self.running(done)
+        before = self.draw(self.state, key)
+        self.state = herjax.discard(self.state, argument)
+        for e in dropped:
+            self.oracles[e].discard()
+            self.num_dropped_before[e] = self.oracles[e].num_dropped
+        jax.tree.map(np.testing.assert_array_equal, before, self.draw(self.state, key))
+        self.made(f"discard{suffix}")
 
     @rule(key=st.integers(0, 2**16), beta=st.sampled_from([0.4, 0.0, 1.0]))
     def sample(self, key: int, beta: float) -> None:
@@ -407,20 +477,34 @@ class Machine(RuleBasedStateMachine):
         """With an axis of environments where there is one."""
         return numbers[0] if self.configuration.num_envs is None else numbers
 
+    def flags(self, bits: int, *, shared: bool) -> tuple[np.ndarray, np.ndarray | np.bool_]:
+        """A bool of each environment, and these as an argument: one for all, if it is to be shared and they agree."""
+        flags = (bits >> np.arange(self.configuration.lanes)) % 2 == 1
+        alone = self.configuration.num_envs is None
+        return flags, flags[0] if alone or (shared and np.all(flags == flags[0])) else flags
+
+    def running(self, done: np.ndarray) -> tuple[list[int], str]:
+        """The environments that are done and have a running episode; where there are none, why, for the name of a call."""
+        pending = [bool(oracle.pending) for oracle in self.oracles]
+        ended = np.flatnonzero(done & pending).tolist()
+        return ended, "" if ended else " not done" if any(pending) else ", nothing pending"
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The finished transitions of all environments that are held."""
+        return tuple(number for oracle in self.oracles for number in oracle.held)
+
     def remember(self, ended: Iterable[int]) -> None:
         """Fix what is fixed when the episodes of these environments have ended, all in one call."""
-        c = self.configuration
-        anything = frozenset(number for oracle in self.oracles for number in oracle.held(self.num_held(oracle)))
+        held = self.held
         for e in ended:
-            oracle = self.oracles[e]
-            episode = oracle.episodes[-1]
-            for number in episode.transitions:
-                sources = anything if c.sources == "random" else oracle.goal_sources(number, c.sources)
-                self.finished[number] = Finished(episode.goal, episode.transitions, sources, self.largest)
+            episode = replace(self.oracles[e].episodes[-1], held=held)
+            self.finished |= dict.fromkeys(episode.transitions, Finished(episode, self.largest))
 
-    def num_held(self, oracle: Oracle) -> int:
-        """How many finished transitions an environment holds, where rows make room one by one."""
-        return min(len(oracle.finished), oracle.capacity - len(oracle.pending))
+    def goal_chances(self, number: int) -> Counter[int]:
+        """By goal: how likely it is as a hindsight goal of this transition, where it was drawn when it is drawn."""
+        c, episode = self.configuration, self.finished[number].episode
+        return c.goal_chances(replace(episode, held=self.held) if c.goals_late else episode, number)
 
     def inject(self, rng: np.random.Generator, where: np.ndarray, indices: np.ndarray, priorities: np.ndarray) -> None:
         """Turn the pairs at these places into faults of all kinds, some twice: an index and a priority of no use."""
@@ -467,9 +551,7 @@ class Machine(RuleBasedStateMachine):
         """Count a call, and assert what is cheap to see after it."""
         self.coverage.calls[call] += 1
         size, c = int(herjax.size(self.state)), self.configuration
-        for oracle in self.oracles:
-            oracle.observe_size(self.num_held(oracle))
-        assert size == sum(self.num_held(oracle) for oracle in self.oracles)
+        assert size == len(self.held)
         assert bool(herjax.can_sample(self.state)) == (size > 0)
         assert int(self.state.num_dropped) == sum(oracle.num_dropped for oracle in self.oracles)
         assert int(self.state.num_rejected) == self.num_rejected
@@ -482,7 +564,8 @@ class Machine(RuleBasedStateMachine):
 
     def draw(self, state: herjax.BufferState, key: int, beta: float = 0.4) -> herjax.Sample:
         """A batch that reaches every copy if priorities are equal, on the host."""
-        batch = herjax.sample(state, jax.random.key(key), self.configuration.batch_size, beta=beta)
+        c, ratio = self.configuration, self.configuration.ratio(key)
+        batch = herjax.sample(state, jax.random.key(key), c.batch_size, beta=beta, hindsight_ratio=ratio)
         return jax.device_get(batch)
 
     def look(self, key: int, beta: float = 0.4) -> None:
@@ -508,54 +591,71 @@ class Machine(RuleBasedStateMachine):
         before, self.seen = self.seen, self.copies(batch)
         self.indices_seen |= self.seen.transition.keys()
         assert len(self.seen.transition) == c.copies * size
-        self.assert_alive(batch)
         self.assert_held()
         self.assert_kept(before)
         self.assert_drawn(batch, dict.fromkeys(self.seen.transition, 1.0), beta)
+        self.assert_goals_drawn(batch, key)
         if c.priority_exponent is not None:
             self.assert_priorities(key, beta)
 
     def copies(self, batch: herjax.Sample) -> Copies:
         """What was drawn, by index, after asserting that each field is its transition's and its goal's."""
-        numbers, goals = batch.transition, batch.goal
-        np.testing.assert_array_equal(batch.reward, 1000 * numbers + goals)
-        np.testing.assert_array_equal(batch.terminated, numbers == goals)
-        np.testing.assert_array_equal(batch.is_hindsight, goals >= 0)
-        indices = batch.indices.tolist()
-        assert 0 <= min(indices) <= max(indices) < self.configuration.batch_size
-        transition = dict(zip(indices, numbers.tolist(), strict=True))
-        assert len(set(zip(indices, numbers.tolist(), strict=True))) == len(transition), "one index, two transitions"
-        drawn = set(zip(indices, goals.tolist(), strict=True))
-        for index, goal in drawn:
-            self.assert_goal(transition[index], goal)
-        if self.configuration.goals_late:
+        c, indices = self.configuration, batch.indices.tolist()
+        assert 0 <= min(indices) <= max(indices) < c.batch_size
+        transition = dict(zip(indices, batch.transition.tolist(), strict=True))
+        assert len(set(zip(indices, batch.transition.tolist(), strict=True))) == len(transition), "one index, two transitions"
+        fields = batch.goal, batch.reward, batch.terminated, batch.is_hindsight, batch.last, batch.discount
+        lists = [[None] * c.batch_size if values is None else values.tolist() for values in fields]
+        drawn = set(zip(indices, *lists, strict=True))
+        chances = {number: self.goal_chances(number) for number in transition.values()}
+        for index, goal, *outcome in drawn:
+            number = transition[index]
+            self.assert_goal(number, goal, chances[number])
+            assert tuple(outcome) == c.outcome(self.finished[number].episode, number, goal)
+        if c.goals_late:
             return Copies(transition, {})
         assert len(drawn) == len(transition), "one index, two goals"
-        return Copies(transition, dict(drawn))
+        return Copies(transition, {index: goal for index, goal, *_ in drawn})
 
-    def assert_goal(self, number: int, goal: int) -> None:
+    def assert_goal(self, number: int, goal: int, chances: Counter[int]) -> None:
         """It is the one that was pursued, or one that may be a hindsight goal of this transition."""
         finished, c = self.finished[number], self.configuration
+        window = finished.episode.window(number, goal, c.num_steps)
+        self.coverage.window(c.num_steps, window[-1], goal, len(window))
         if goal < 0:
-            assert goal == finished.pursued
+            assert goal == finished.episode.goal
         else:
             assert c.hindsight_goals > 0
-            assert goal in finished.sources or (c.goals_late and c.sources == "random")
+            assert goal in chances
             self.coverage.goals[c.name, finished.place(number, goal, c.lanes)] += 1
 
-    def assert_alive(self, batch: herjax.Sample) -> None:
-        """Goals that are drawn late are of transitions that are held, unless the strategy looks back into its episode."""
-        if self.configuration.goals_late and not self.configuration.looks_back:
-            assert set(batch.goal[batch.is_hindsight].tolist()) <= set(self.seen.transition.values())
+    def assert_goals_drawn(self, batch: herjax.Sample, key: int) -> None:
+        """Of goals drawn late as many are hindsight goals as they should be, and these have the mean of their strategy."""
+        c, ratio = self.configuration, self.configuration.ratio(key)
+        self.coverage.ratios[ratio] += 1
+        if not c.goals_late:
+            return
+        ratio = c.hindsight_goals / (1 + c.hindsight_goals) if ratio is None else ratio
+        assert abs(np.mean(batch.is_hindsight) - ratio) <= 6 * np.sqrt(ratio * (1 - ratio) / c.batch_size)
+        numbers, at = np.unique(batch.transition[batch.is_hindsight], return_inverse=True)
+        chances = [self.goal_chances(number) for number in numbers.tolist()]
+        means = np.asarray([sum(chance * goal for goal, chance in each.items()) for each in chances])
+        variances = np.asarray(
+            [
+                sum(chance * (goal - mean) ** 2 for goal, chance in each.items())
+                for each, mean in zip(chances, means, strict=True)
+            ]
+        )
+        if len(numbers):
+            error = np.sum(batch.goal[batch.is_hindsight] - means[at])
+            assert abs(error) <= 1e-3 + 6 * np.sqrt(np.sum(variances[at]))
 
     def assert_held(self) -> None:
         """Of each environment the newest transitions are held, of each all copies, one with the goal that was pursued."""
         c, held = self.configuration, Counter(self.seen.transition.values())
         assert set(held.values()) == {c.copies}
         for e, oracle in enumerate(self.oracles):
-            numbers = sorted(number for number in held if number % c.lanes == e)
-            oracle.observe_size(len(numbers))
-            assert numbers == oracle.held(len(numbers))
+            assert sorted(number for number in held if number % c.lanes == e) == oracle.held
         if not c.goals_late:
             pursued = Counter(self.seen.transition[index] for index, goal in self.seen.goal.items() if goal < 0)
             assert pursued == dict.fromkeys(held, 1)
@@ -593,10 +693,6 @@ class Machine(RuleBasedStateMachine):
         if c.priority_exponent is not None:
             # Draws are stratified: all strata but the two at the ends of an index's share of the mass lie inside it or outside.
             assert np.all(np.abs(counts - c.batch_size * expected[first]) < 2.01)
-        if c.goals_late:
-            chance = 1 / (1 + c.hindsight_goals)
-            error = np.sqrt(chance * (1 - chance) / c.batch_size)
-            assert abs(np.mean(~batch.is_hindsight) - chance) <= 6 * error
 
     def assert_priorities(self, key: int, beta: float) -> None:
         """Every copy's share is that of its priority: what was drawn gets priority 0, until the least has been drawn too."""
@@ -611,8 +707,8 @@ class Machine(RuleBasedStateMachine):
             drawn = self.copies(batch)
             assert drawn.transition.items() <= self.seen.transition.items()
             assert drawn.goal.items() <= self.seen.goal.items()
-            self.assert_alive(batch)
             self.assert_drawn(batch, stored, beta)
+            self.assert_goals_drawn(batch, key)
             assert unseen & drawn.transition.keys()
             unseen -= drawn.transition.keys()
             stored |= dict.fromkeys(drawn.transition, c.priority_epsilon**c.priority_exponent)
@@ -648,6 +744,7 @@ def assert_covered(coverage: Coverage, num_calls: int) -> None:
     print(f"{len(coverage.pool)} configurations, each saw each of these at least so often: {coverage.least()}")
     assert coverage.calls.total() >= num_calls
     assert coverage.calls.keys() == CALLS
+    assert coverage.ratios.keys() == {None, 0.0, 0.3, 1.0}
     assert {fault for fault, count in coverage.faults.items() if count} == FAULTS | UPDATES
     assert min(coverage.least().values()) > 0
 
