@@ -53,8 +53,7 @@ def herjax_step(config: bitflip.Config) -> Callable[..., None]:
         jax.jit(function, donate_argnums=0) for function in (herjax.add, herjax.end_episode, herjax.update_priorities)
     )
     state = bitflip.make_buffer(config)
-    keys = jax.random.split(jax.random.key(0), 1000)
-    keys = [keys[place] for place in range(len(keys))]
+    keys = list(jax.random.split(jax.random.key(0), 1000))
     priorities = np.linspace(0.5, 2, config.batch_size, dtype=np.float32)
 
     def step(timed: Timed, number: int, transition: bitflip.Transition, *, done: bool) -> None:
@@ -64,6 +63,28 @@ def herjax_step(config: bitflip.Config) -> Callable[..., None]:
             state = timed("end_episode", end_episode, state, 1 - transition.observation, keys[number % 1000])
         batch = timed("sample", herjax.sample, state, keys[-1 - number % 1000], config.batch_size)
         state = timed("update_priorities", update, state, batch.indices, priorities)
+
+    return step
+
+
+def herjax_in_one(config: bitflip.Config) -> Callable[..., None]:
+    """All four in one jitted call, as a loop makes it whose update is jitted too."""
+    priorities = jnp.linspace(0.5, 2, config.batch_size, dtype=jnp.float32)
+
+    @partial(jax.jit, donate_argnums=0)
+    def all_four(state: herjax.BufferState, transition: bitflip.Transition, key: jax.Array, done: jax.Array) -> Any:
+        key_goals, key_sample = jax.random.split(key)
+        state = herjax.add(state, transition)
+        state = herjax.end_episode(state, 1 - transition.observation, key_goals, done)
+        batch = herjax.sample(state, key_sample, config.batch_size)
+        return herjax.update_priorities(state, batch.indices, priorities), batch
+
+    state = bitflip.make_buffer(config)
+    keys = list(jax.random.split(jax.random.key(0), 1000))
+
+    def step(timed: Timed, number: int, transition: bitflip.Transition, *, done: bool) -> None:
+        nonlocal state
+        state, _ = timed("all four", all_four, state, transition, keys[number % 1000], np.bool_(done))
 
     return step
 
@@ -129,7 +150,7 @@ def main() -> None:
     settings = tyro.cli(Settings)
     config = bitflip.Config(capacity=settings.capacity)
     installed = find_peers()
-    makers = {"herjax": herjax_step}
+    makers = {"herjax": herjax_step, "herjax, in one": herjax_in_one}
     makers |= {"cpprb": cpprb_step} if "cpprb" in installed else {}
     makers |= {"Stable-Baselines3": sb3_step} if "stable_baselines3" in installed else {}
     names = (*CALLS, "one step")
