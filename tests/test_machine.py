@@ -110,13 +110,12 @@ class Configuration:
         return 1 if self.goals_late else 1 + self.hindsight_goals
 
     def ratio(self, key: int) -> float | None:
-        """The `hindsight_ratio` of the draw with this key: None, or of some configurations never, as it is compiled apart."""
+        """The `hindsight_ratio` of the draw with this key: a number, or None in the other configurations."""
         ratios = (0.3, 1.0, 0.0) if self.goals_late and self.num_goals and self.num_envs else (None,)
         return ratios[key % len(ratios)]
 
-    def outcome(self, episode: Episode, number: int, goal: int) -> tuple[float, bool, bool, int, float | None]:
-        """The reward, `terminated`, `is_hindsight`, `last` and discount of a transition of this episode under a goal."""
-        window = episode.window(number, goal, self.num_steps)
+    def outcome(self, window: tuple[int, ...], goal: int) -> tuple[float, bool, bool, int, float | None]:
+        """The reward, `terminated`, `is_hindsight`, `last` and discount of a copy with this window and goal."""
         discount = 1.0 if self.discount is None else self.discount
         total = sum(discount**i * reward(step, goal) for i, step in enumerate(window))
         terminated = reached(window[-1], goal)
@@ -161,7 +160,7 @@ WINDOWS = (((1, None), (1, 0.5)), ((2, 0.5), (3, 0.5)), ((5, 1.0), (4, 0.5)))
 def pairwise() -> list[Configuration]:
     """Every two values of any two options meet: strategy s and environments j do, and the rest are sums of s and j.
 
-    Of `WINDOWS` that is every row.
+    In `WINDOWS` a row counts as one value.
     """
     options = []
     for (s, strategy), (j, num_envs) in itertools.product(enumerate(STRATEGIES), enumerate((None, 2, 3))):
@@ -226,14 +225,14 @@ class Coverage:
     unlike: Counter[Configuration] = field(default_factory=Counter)
     """Transitions seen with hindsight goals that differ."""
     windows: Counter[tuple[int, int, str]] = field(default_factory=Counter)
-    """Windows by how many steps they may have, how many they have, and why."""
+    """Windows by how many steps they may have, how many they have, and why no more."""
     ratios: Counter[float | None] = field(default_factory=Counter)
     """Draws by their `hindsight_ratio`."""
 
-    def window(self, num_steps: int, last: int, goal: int, length: int) -> None:
-        """Count a window of so many steps that ends with `last`."""
-        why = "a goal" if last == goal else "the end" if length < num_steps else "full"
-        self.windows[num_steps, length, why] += 1
+    def window(self, num_steps: int, window: tuple[int, ...], goal: int) -> None:
+        """Count the window of a copy with this goal."""
+        why = "a goal" if window[-1] == goal else "the end" if len(window) < num_steps else "full"
+        self.windows[num_steps, len(window), why] += 1
 
     def end_episode(self, configuration: Configuration, oracle: Oracle, dropped: int) -> None:
         """Count the end of an environment's last episode, which lost `dropped` transitions."""
@@ -277,13 +276,9 @@ class Coverage:
 
 
 def ends_of_windows(num_steps: int) -> set[tuple[int, int, str]]:
-    """How windows of at most so many steps may end."""
-    return {(num_steps, num_steps, "full")} | {
-        (num_steps, length, why)
-        for length in range(1, num_steps + 1)
-        for why in ("a goal", "the end")
-        if (length, why) != (num_steps, "the end")
-    }
+    """All ways in which windows of at most so many steps end."""
+    lengths = range(1, num_steps + 1)
+    return {(num_steps, m, why) for m in lengths for why in ("a goal", "full" if m == num_steps else "the end")}
 
 
 FAULTS = {"nan", "inf", "-inf", "negative", "negative index", "huge index", "holds nothing", "made room"}
@@ -502,7 +497,7 @@ class Machine(RuleBasedStateMachine):
             self.finished |= dict.fromkeys(episode.transitions, Finished(episode, self.largest))
 
     def goal_chances(self, number: int) -> Counter[int]:
-        """By goal: how likely it is as a hindsight goal of this transition, where it was drawn when it is drawn."""
+        """By goal: how likely it is as a hindsight goal of this transition; goals drawn late are of what is held now."""
         c, episode = self.configuration, self.finished[number].episode
         return c.goal_chances(replace(episode, held=self.held) if c.goals_late else episode, number)
 
@@ -611,7 +606,9 @@ class Machine(RuleBasedStateMachine):
         for index, goal, *outcome in drawn:
             number = transition[index]
             self.assert_goal(number, goal, chances[number])
-            assert tuple(outcome) == c.outcome(self.finished[number].episode, number, goal)
+            window = self.finished[number].episode.window(number, goal, c.num_steps)
+            assert tuple(outcome) == c.outcome(window, goal)
+            self.coverage.window(c.num_steps, window, goal)
         if c.goals_late:
             return Copies(transition, {})
         assert len(drawn) == len(transition), "one index, two goals"
@@ -620,8 +617,6 @@ class Machine(RuleBasedStateMachine):
     def assert_goal(self, number: int, goal: int, chances: Counter[int]) -> None:
         """It is the one that was pursued, or one that may be a hindsight goal of this transition."""
         finished, c = self.finished[number], self.configuration
-        window = finished.episode.window(number, goal, c.num_steps)
-        self.coverage.window(c.num_steps, window[-1], goal, len(window))
         if goal < 0:
             assert goal == finished.episode.goal
         else:
@@ -637,18 +632,14 @@ class Machine(RuleBasedStateMachine):
             return
         ratio = c.hindsight_goals / (1 + c.hindsight_goals) if ratio is None else ratio
         assert abs(np.mean(batch.is_hindsight) - ratio) <= 6 * np.sqrt(ratio * (1 - ratio) / c.batch_size)
-        numbers, at = np.unique(batch.transition[batch.is_hindsight], return_inverse=True)
-        chances = [self.goal_chances(number) for number in numbers.tolist()]
-        means = np.asarray([sum(chance * goal for goal, chance in each.items()) for each in chances])
-        variances = np.asarray(
-            [
-                sum(chance * (goal - mean) ** 2 for goal, chance in each.items())
-                for each, mean in zip(chances, means, strict=True)
-            ]
-        )
-        if len(numbers):
-            error = np.sum(batch.goal[batch.is_hindsight] - means[at])
-            assert abs(error) <= 1e-3 + 6 * np.sqrt(np.sum(variances[at]))
+        error = variance = 0.0
+        for number in np.unique(batch.transition[batch.is_hindsight]).tolist():
+            drawn = batch.goal[batch.is_hindsight & (batch.transition == number)]
+            goals, chances = np.asarray(list(self.goal_chances(number).items())).T
+            mean = chances @ goals
+            error += np.sum(drawn - mean)
+            variance += len(drawn) * (chances @ (goals - mean) ** 2)
+        assert abs(error) <= 1e-3 + 6 * np.sqrt(variance)
 
     def assert_held(self) -> None:
         """Of each environment the newest transitions are held, of each all copies, one with the goal that was pursued."""
