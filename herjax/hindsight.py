@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from herjax import relabel
 from herjax.config import Config, Copy, Visit
 from herjax.relabel import Goal, Transition
-from herjax.state import BufferState, held_row, row_of_step, size
+from herjax.state import BufferState, held_row, row_of_step, scale, size
 
 
 class Visits(NamedTuple):
@@ -72,7 +72,8 @@ def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int) -
     )
     sources = row_of_step(config, visits.row[:, None], visits.step[:, None], steps)
     if relabel.RANDOM in config.strategy.sources:
-        number = jax.random.randint(key_anywhere, steps.shape, 0, jnp.maximum(size(state), 1), jnp.int32)
+        bits = jax.random.bits(key_anywhere, steps.shape, jnp.uint32)  # randint would draw four times as many.
+        number = scale(bits, size(state).astype(jnp.uint32)).astype(jnp.int32)
         sources = jnp.where(anywhere, held_row(state, number), sources)
     achieved = jax.vmap(config.goal_fn)(_transitions(state, sources.ravel()))
     return jax.vmap(config.goal.pack)(achieved).reshape(*steps.shape, -1)

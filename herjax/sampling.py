@@ -11,7 +11,7 @@ from herjax.config import Config, Copy
 from herjax.faults import reported
 from herjax.lanes import materialized
 from herjax.relabel import Goal, Transition
-from herjax.state import BufferState, can_sample, held_row, row_of_step, size
+from herjax.state import BufferState, can_sample, held_row, row_of_step, scale, size
 
 
 class Sample(NamedTuple):
@@ -174,15 +174,3 @@ def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.
     number = jax.lax.div(drawn, jnp.int32(num_copies))
     indices = held_row(state, number) * num_copies + (drawn - number * num_copies)
     return jnp.where(can_sample(state), indices, 0)
-
-
-def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:
-    """High 32 bits of bits x bound, both uint32: of uniform bits, uniform below bound to within bound / 2^32.
-
-    By halves, because `jax.lax.mulhi` does not compile under `shard_map` over several devices (jax 0.10.2).
-    """
-    high, low = bits >> 16, bits & 0xFFFF
-    bound_high, bound_low = bound >> 16, bound & 0xFFFF
-    upper = high * bound_low + (low * bound_low >> 16)
-    lower = low * bound_high + (upper & 0xFFFF)
-    return high * bound_high + (upper >> 16) + (lower >> 16)

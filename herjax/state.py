@@ -159,3 +159,15 @@ def is_held(state: BufferState, row: jax.Array) -> jax.Array:
 def count(counter: jax.Array, increment: jax.Array) -> jax.Array:
     """Adds to an int32 counter, which stays at its largest value rather than turn negative."""
     return counter + jnp.minimum(increment.astype(jnp.int32), INT32_MAX - counter)
+
+
+def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:
+    """High 32 bits of bits x bound, both uint32: of uniform bits, uniform below bound to within bound / 2^32.
+
+    By halves, because `jax.lax.mulhi` does not compile under `shard_map` over several devices (jax 0.10.2).
+    """
+    high, low = bits >> 16, bits & 0xFFFF
+    bound_high, bound_low = bound >> 16, bound & 0xFFFF
+    upper = high * bound_low + (low * bound_low >> 16)
+    lower = low * bound_high + (upper & 0xFFFF)
+    return high * bound_high + (upper >> 16) + (lower >> 16)

@@ -98,8 +98,8 @@ BUGS = (
     Bug(
         "random draws from the first environment alone",
         "hindsight.py",
-        "steps.shape, 0, jnp.maximum(size(state), 1), jnp.int32)",
-        "steps.shape, 0, jnp.maximum(state.held[0], 1), jnp.int32)",
+        "number = scale(bits, size(state).astype(jnp.uint32))",
+        "number = scale(bits, state.held[0].astype(jnp.uint32))",
         ("test_num_envs", "test_relabel"),
     ),
     Bug(

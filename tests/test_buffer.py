@@ -13,7 +13,7 @@ from jax.experimental import checkify
 from scipy import stats
 
 import herjax
-from herjax import sampling
+from herjax.state import scale
 from oracle import Oracle
 from test_relabel import WITHIN_EPISODE
 
@@ -645,5 +645,5 @@ def test_scaled_bits_are_the_exact_upper_half() -> None:
     extreme = np.array([0, 1, 2**16 - 1, 2**16, 2**31 - 1, 2**32 - 1], np.uint64)
     bits = np.concatenate([rng.integers(0, 2**32, 10_000, np.uint64), np.repeat(extreme, extreme.size)])
     bounds = np.concatenate([rng.integers(0, 2**32, 10_000, np.uint64), np.tile(extreme, extreme.size)])
-    scaled = jax.jit(sampling.scale)(bits.astype(np.uint32), bounds.astype(np.uint32))
+    scaled = jax.jit(scale)(bits.astype(np.uint32), bounds.astype(np.uint32))
     np.testing.assert_array_equal(scaled, (bits * bounds) >> np.uint64(32))
