@@ -55,6 +55,8 @@ def scalar(name: str, result: Pytree) -> None:
 
 def key(value: jax.Array) -> None:
     """`TypeError` or `ValueError` unless `value` is one PRNG key."""
+    if not hasattr(value, "dtype"):
+        raise TypeError(f"key is {value!r}; give a PRNG key, such as jax.random.key(0).")
     typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     if not typed and value.dtype != jnp.uint32:
         raise TypeError(f"key has dtype {value.dtype}; give a PRNG key, such as jax.random.key(0).")

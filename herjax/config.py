@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from herjax import checks
-from herjax.relabel import Function, Goal, GoalFn, Mixture, RewardFn, TerminatedFn
+from herjax.relabel import Function, Goal, GoalFn, Mixture, RewardFn, TerminatedFn, as_mixture
 from herjax.rows import INT32_MAX, Layout, Pytree
 
 
@@ -66,7 +66,7 @@ class Config:
         if self.priority_exponent is not None:
             self._set("priority_exponent", checks.number("priority_exponent", self.priority_exponent))
         self._set("priority_epsilon", checks.number("priority_epsilon", self.priority_epsilon))
-        if repr(self.strategy) == "final":
+        if self.strategy == as_mixture("final"):
             self._set("num_goals", min(self.num_goals, 1))
         self._set_functions()
         # An offset is added to before it is wrapped, by an episode's steps at most; and there is one row more.

@@ -68,6 +68,18 @@ def test_a_bound_method_is_its_object_and_its_function() -> None:
     assert make(strategy=herjax.geometric(0.5)).config != make(strategy=herjax.geometric(0.25)).config
 
 
+def test_a_function_is_not_taken_for_the_strategy_of_its_name() -> None:
+    """Of the name "final", a user's function has num_goals goals; the strategy "final" has one."""
+
+    def final(key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
+        del key, step
+        return length - 1
+
+    final.__qualname__ = "final"
+    assert make(strategy=final, num_goals=4).config.num_goals == 4
+    assert make(strategy="final", num_goals=4).config.num_goals == 1
+
+
 @pytest.mark.parametrize("x64", [False, True])
 def test_numbers_of_numpy_become_pythons(x64: bool) -> None:
     """They compile nothing anew, and make nothing wider, with 64-bit numbers enabled too."""
@@ -121,6 +133,7 @@ REFUSED = {
         TypeError,
         r"key has dtype int32; give a PRNG key, such as jax\.random\.key\(0\)",
     ),
+    "key, none": (lambda: herjax.sample(make(), None, 4), TypeError, "key is None; give a PRNG key"),
     "key, a name": (lambda: herjax.sample(make(), "key", 4), TypeError, "key"),
 }  # fmt: skip
 
