@@ -13,95 +13,61 @@ python examples/ddpg.py --task reach --cycles 40    # moves the disc alone
 """
 
 import dataclasses
-import json
-import os
-import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-if __name__ == "__main__":
-    # A device for each core that this process may use. JAX reads it when it is imported.
-    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(affinity(0))))
+import experiment
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import struct
-from PIL import Image, ImageDraw
+from PIL import Image
 
+import flags
 import herjax
-from bitflip import Progress, check_numbers, goals_title, parse_strategy, plot, refuse, require, share_out, table
+from flags import Count, Share, Weight
 from herjax.envs import PlanarPush, PlanarReach
 
 TASKS = {"push": PlanarPush, "reach": PlanarReach}
 
 
 @dataclasses.dataclass(frozen=True)
-class AgentConfig:
+class AgentConfig(flags.HindsightFlags):
     """What every task is trained by."""
 
-    seed: int = 0
-    """Where all randomness starts."""
-    cycles: int = 400
-    """Cycles of each run; a multiple of eval-every."""
-    num_envs: int = 16
-    """Episodes of a cycle, side by side."""
-    updates: int = 40
-    """Updates of a cycle."""
-    batch_size: int = 256
-    """Transitions in an update."""
-    strategy: str = "future"
-    """Where hindsight goals come from: future, final, episode, random, or weights of several: future=0.8,random=0.2."""
-    num_goals: int = 4
-    """Hindsight goals per transition; 0: no HER."""
-    relabel: str = "sample"
-    """When hindsight goals are drawn: episode_end, once, or sample, afresh for each batch."""
-    hindsight_ratio: float | None = None
-    """Share of a batch with hindsight goals, only with relabel sample; by default k / (k + 1) for k goals per transition."""
-    capacity: int = 1_000_000
-    """Transitions held."""
-    hidden: tuple[int, ...] = (64, 64, 64)
-    """Units of the hidden layers of actor and critic."""
-    learning_rate: float = 1e-3
-    """Of Adam, for both."""
-    discount: float = 0.98
-    """Gamma; targets are clipped to [-1 / (1 - gamma), 0]."""
-    num_steps: int = 1
-    """Steps of an n-step return."""
-    target_decay: float = 0.8
-    """Share of the target networks that stays at the end of a cycle."""
-    epsilon: float = 0.3
-    """Probability of a random action."""
-    noise: float = 0.2
-    """Standard deviation of the noise on other actions, whose range is -1 to 1."""
-    action_penalty: float = 1.0
-    """Weight of the squared actions in the actor's loss."""
-    eval_every: int = 10
-    """Cycles between evaluations."""
-    eval_episodes: int = 50
-    """Greedy episodes of an evaluation; a success is at its goal at the end."""
-    progress: bool = True
-    """Whether to show a progress bar."""
+    cycles: flags.Stretches = 400  # Cycles of each run; a multiple of eval-every.
+    num_envs: Count = 16  # Episodes of a cycle, side by side.
+    updates: Count = 40  # Updates of a cycle.
+    batch_size: Count = 256  # Transitions in an update.
+    relabel: Literal["episode_end", "sample"] = "sample"  # When hindsight goals are drawn: once, or afresh for each batch.
+    capacity: Count = 1_000_000  # Transitions held.
+    hidden: flags.Units = (64, 64, 64)  # Units of the hidden layers of actor and critic.
+    learning_rate: Weight = 1e-3  # Of Adam, for both.
+    discount: flags.Below1 = 0.98  # Gamma; targets are clipped to [-1 / (1 - gamma), 0].
+    target_decay: Share = 0.8  # Share of the target networks that stays at the end of a cycle.
+    epsilon: Share = 0.3  # Probability of a random action.
+    noise: Weight = 0.2  # Standard deviation of the noise on other actions, whose range is -1 to 1.
+    action_penalty: Weight = 1.0  # Weight of the squared actions in the actor's loss.
+    eval_every: Count = 10  # Cycles between evaluations.
+    eval_episodes: Count = 50  # Greedy episodes of an evaluation; a success is at its goal at the end.
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(AgentConfig):
     """Trains DDPG with Hindsight Experience Replay on a planar task."""
 
-    task: str = "push"
-    """push: a puck to a goal; reach: the disc itself."""
-    seeds: int = 5
-    """Independent runs, vmapped, and shared out among the devices."""
-    shaped: bool = False
-    """Whether rewards are minus the squared distance to the goal, and not sparse."""
-    out: Path = Path("results/ddpg")
-    """Folder for results.json, success_rate.png, and pictures of the policy of the first seed."""
+    task: Literal["push", "reach"] = "push"  # Push a puck to a goal, or reach it with the disc itself.
+    shaped: bool = False  # Whether rewards are minus the squared distance to the goal, and not sparse.
+    out: Path = Path("results/ddpg")  # Folder for results.json, success_rate.png, and pictures of the first seed's policy.
+
+
+Losses = dict[str, jax.Array]
+"""Means over updates, float32 [] each: "critic_loss", and "actor_loss" without the penalty."""
 
 
 class Transition(NamedTuple):
@@ -161,13 +127,6 @@ class Networks(NamedTuple):
     critic: optax.Params
 
 
-class Losses(NamedTuple):
-    """Means over updates, float32 [] each."""
-
-    critic: jax.Array
-    actor: jax.Array  # Without the penalty.
-
-
 @struct.dataclass
 class Agent:
     """What learning changes."""
@@ -190,12 +149,7 @@ def make_agent(config: AgentConfig, example: Transition, key: jax.Array) -> Agen
     )
     nothing = (Statistics(jnp.float32(0), jnp.zeros_like(leaf), jnp.zeros_like(leaf)) for leaf in (observation, goal))
     followers = jax.tree.map(jnp.copy, networks)  # Arrays of their own, so that both can be donated.
-    return Agent(networks, followers, optimizer(config).init(networks), *nothing, num_actions=action.size)
-
-
-def optimizer(config: AgentConfig) -> optax.GradientTransformation:
-    """Adam, for actor and critic."""
-    return optax.adam(config.learning_rate)
+    return Agent(networks, followers, optax.adam(config.learning_rate).init(networks), *nothing, num_actions=action.size)
 
 
 def make_buffer(
@@ -209,7 +163,7 @@ def make_buffer(
         max_episode_length=steps,
         goal_fn=achieved_goal,
         reward_fn=reward_fn,
-        strategy=parse_strategy(config.strategy),
+        strategy=flags.parse_strategy(config.strategy),
         num_goals=config.num_goals,
         relabel=config.relabel,
         num_steps=config.num_steps,
@@ -275,12 +229,12 @@ def learn(config: AgentConfig, agent: Agent, sample: herjax.Sample) -> tuple[Age
         frozen = networks._replace(critic=jax.lax.stop_gradient(networks.critic))
         actor_loss = -jnp.mean(value(config, frozen, observation, goal, chosen))
         penalty = config.action_penalty * jnp.mean(chosen**2)
-        return critic_loss + actor_loss + penalty, Losses(critic_loss, actor_loss)
+        return critic_loss + actor_loss + penalty, {"critic_loss": critic_loss, "actor_loss": actor_loss}
 
     def update(carry: tuple[Networks, optax.OptState], batch: tuple[jax.Array, ...]) -> tuple[Any, Losses]:
         networks, opt_state = carry
         gradients, losses = jax.grad(loss, has_aux=True)(networks, batch)
-        updates, opt_state = optimizer(config).update(gradients, opt_state)
+        updates, opt_state = optax.adam(config.learning_rate).update(gradients, opt_state)
         return (optax.apply_updates(networks, updates), opt_state), losses
 
     (networks, opt_state), losses = jax.lax.scan(update, (agent.networks, agent.opt_state), batches)
@@ -313,14 +267,6 @@ def store_and_learn(
     return Loop(agent, buffer), losses
 
 
-class Metrics(NamedTuple):
-    """What is measured at an evaluation, float32 [] each."""
-
-    success_rate: jax.Array  # Of greedy episodes.
-    critic_loss: jax.Array  # Mean over the updates since the last evaluation.
-    actor_loss: jax.Array
-
-
 @cache
 def make_env(config: Config) -> tuple[Any, Any]:
     """The environment and its parameters."""
@@ -333,13 +279,9 @@ def make_reward(config: Config) -> Callable[[Transition, jax.Array], jax.Array]:
     """The reward of a transition under a goal: that of the environment, or shaped."""
     env, params = make_env(config)
 
-    def sparse(transition: Transition, goal: jax.Array) -> jax.Array:
-        return env.compute_reward(transition.achieved_goal, goal, params)
-
-    def shaped(transition: Transition, goal: jax.Array) -> jax.Array:
-        return -jnp.sum((transition.achieved_goal - goal) ** 2)
-
-    return shaped if config.shaped else sparse
+    if config.shaped:
+        return lambda transition, goal: -jnp.sum((transition.achieved_goal - goal) ** 2)
+    return lambda transition, goal: env.compute_reward(transition.achieved_goal, goal, params)
 
 
 def start(config: Config, key: jax.Array) -> Loop:
@@ -393,147 +335,73 @@ def cycle(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, Losses]:
     return store_and_learn(config, loop, episodes.transitions, episodes.goal, key_learn)
 
 
-def train(config: Config, key: jax.Array, report: Callable[[jax.Array], None] = lambda _: None) -> tuple[Agent, Metrics]:
-    """One whole run: a scan over evaluations of a scan over cycles. Pure, to be jitted and vmapped over keys.
-
-    Args:
-      config: the settings, static.
-      key: all of the run's randomness; used up.
-      report: called, while tracing, with the success rate of an evaluation.
-    """
-    key_start, key_cycles, key_evals = jax.random.split(key, 3)
-    evaluations = config.cycles // config.eval_every
-    keys = jax.random.split(key_cycles, config.cycles).reshape(evaluations, config.eval_every)
-
-    def train_and_evaluate(loop: Loop, keys: tuple[jax.Array, jax.Array]) -> tuple[Loop, Metrics]:
-        cycle_keys, key_eval = keys
-        loop, losses = jax.lax.scan(partial(cycle, config), loop, cycle_keys)
-        success = play(config, loop.agent, key_eval, episodes=config.eval_episodes, greedy=True).success
-        success_rate = jnp.mean(success.astype(jnp.float32))
-        report(success_rate)
-        return loop, Metrics(success_rate, *jax.tree.map(jnp.mean, losses))
-
-    keys = (keys, jax.random.split(key_evals, evaluations))
-    loop, metrics = jax.lax.scan(train_and_evaluate, start(config, key_start), keys)
-    return loop.agent, metrics
+def advance(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str, jax.Array]]:
+    """Trains up to the next evaluation, and evaluates; returns metrics, float32 [] each."""
+    key_cycles, key_episodes = jax.random.split(key)
+    loop, losses = jax.lax.scan(partial(cycle, config), loop, jax.random.split(key_cycles, config.eval_every))
+    success = play(config, loop.agent, key_episodes, episodes=config.eval_episodes, greedy=True).success
+    return loop, {"success_rate": jnp.mean(success.astype(jnp.float32)), **jax.tree.map(jnp.mean, losses)}
 
 
-def run(config: Config) -> tuple[dict[str, Any], Agent]:
-    """Trains all seeds, and returns what results.json holds, and the agents, whose leaves have an axis for the seeds."""
+def train(config: Config, key: jax.Array) -> tuple[Loop, dict[str, jax.Array]]:
+    """One whole run, in one scan: its last state, and metrics, float32 [evaluations] each. Jit it and vmap it over keys."""
+    return experiment.scan(config, partial(start, config), partial(advance, config), key)
+
+
+def steps_of_cycle(config: Config) -> int:
+    """Environment steps of a seed in a cycle."""
+    return int(config.num_envs * make_env(config)[1].max_steps_in_episode)
+
+
+def draw(config: Config, states: Any, size: int = 160) -> np.ndarray:
+    """The table from above, uint8 [T, E, size, size, 3]: the goal a ring in green, the puck blue, the hand red."""
     _, params = make_env(config)
-    cycle_steps = config.num_envs * params.max_steps_in_episode
-    steps, eval_every = config.cycles * cycle_steps, config.eval_every * cycle_steps
-    progress = Progress(steps, eval_every, config.seeds, show=config.progress)
-    mesh, share = share_out(config.seeds)
-    spec = jax.sharding.PartitionSpec("seed")
-    seeds = jnp.arange(mesh.size * share)  # Those past the last only fill up a device: they repeat it, and are not reported.
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)[jnp.minimum(seeds, config.seeds - 1)]
-
-    def train_and_report(key: jax.Array, seed: jax.Array) -> tuple[Agent, Metrics]:
-        return train(config, key, partial(jax.debug.callback, progress.report, seed))
-
-    began = time.perf_counter()
-    train_all = jax.shard_map(jax.vmap(train_and_report), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    program = jax.jit(train_all).lower(keys, seeds).compile()
-    compiled = time.perf_counter()
-    agents, metrics = jax.block_until_ready(program(keys, seeds))
-    seconds = time.perf_counter() - compiled
-    jax.effects_barrier()
-    progress.close()
-    buffer = jax.eval_shape(partial(start, config), keys[0]).buffer
-    results = {
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
-        "eval_steps": list(range(eval_every, steps + 1, eval_every)),
-        **{name: np.asarray(values)[: config.seeds].tolist() for name, values in metrics._asdict().items()},
-        "seconds": seconds,
-        "compile_seconds": compiled - began,
-        "steps_per_second": steps * config.seeds / seconds,
-        "buffer_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer)),
-        "device": jax.local_devices()[0].device_kind,
-        "devices": mesh.size,
-    }
-    return results, agents
+    across = np.linspace(-1, 1, size)
+    pixels = np.stack(np.meshgrid(across, -across), axis=-1)
+    discs = [(states.hand, 0.0, params.hand_radius, (214, 39, 40))]
+    if config.task == "push":
+        discs.append((states.puck, 0.0, params.puck_radius, (31, 119, 180)))
+    discs.append((states.goal, params.tolerance - 0.015, params.tolerance, (44, 160, 44)))
+    pictures = np.full((*np.shape(states.hand)[:2], size, size, 3), 255.0)
+    for centre, inner, outer, colour in discs:
+        distance = np.linalg.norm(pixels - np.asarray(centre)[:, :, None, None], axis=-1)
+        covered = np.clip([(outer - distance) * size / 2 + 0.5, (distance - inner) * size / 2 + 0.5], 0, 1).min(axis=0)
+        pictures += covered[..., None] * (np.asarray(colour) - pictures)
+    pictures[:, :, [0, -1]] = pictures[:, :, :, [0, -1]] = 128  # A frame.
+    return pictures.round().astype(np.uint8)
 
 
-def picture(config: Config, state: Any, size: int = 160) -> Image.Image:
-    """The table from above: the goal a ring in green, the puck blue, the hand red."""
-    _, params = make_env(config)
-    scale = 4 * size  # Drawn larger, and made smaller: smooth edges.
-    image = Image.new("RGB", (scale, scale), "white")
-    canvas = ImageDraw.Draw(image)
-
-    def disc(centre: np.ndarray, radius: float, **colours: Any) -> None:
-        x, y = (1 + centre[0]) / 2 * scale, (1 - centre[1]) / 2 * scale
-        canvas.circle((x, y), radius / 2 * scale, **colours)
-
-    canvas.rectangle((0, 0, scale - 1, scale - 1), outline="gray", width=8)
-    disc(state.hand, params.hand_radius, fill="#d62728")
-    if hasattr(state, "puck"):
-        disc(state.puck, params.puck_radius, fill="#1f77b4")
-    disc(state.goal, params.tolerance, outline="#2ca02c", width=10)
-    return image.resize((size, size), Image.Resampling.LANCZOS)
-
-
-def draw_policy(config: Config, agent: Agent, key: jax.Array, episodes: int = 4) -> tuple[list[Image.Image], Image.Image]:
-    """Greedy episodes, side by side: a film of them, and a strip of every third step at first, with a row for each."""
+def draw_policy(config: Config, agent: Agent, key: jax.Array, folder: Path, episodes: int = 4) -> None:
+    """Greedy episodes, side by side: a film, policy.gif, and every third step at first, a row for each, policy.png."""
     states = jax.device_get(jax.jit(partial(play, config, episodes=episodes, greedy=True))(agent, key).states)
-    steps = range(len(states.time))
-    pictures = [[picture(config, jax.tree.map(lambda leaf: leaf[t, e], states)) for e in range(episodes)] for t in steps]  # noqa: B023
-    film = [side_by_side([row]) for row in pictures]
-    shown = pictures[:24:3]
-    return film, side_by_side([[row[e] for row in shown] for e in range(episodes)])
+    pictures = draw(config, states)  # [T, E, size, size, 3]
+    film = [Image.fromarray(np.concatenate(step, axis=1)) for step in pictures]
+    film[0].save(folder / "policy.gif", save_all=True, append_images=film[1:], duration=60, loop=0)
+    rows = [np.concatenate(episode, axis=1) for episode in pictures[:24:3].swapaxes(0, 1)]
+    Image.fromarray(np.concatenate(rows)).save(folder / "policy.png")
 
 
-def side_by_side(rows: list[list[Image.Image]]) -> Image.Image:
-    """One picture of many, all of one size."""
-    width, height = rows[0][0].size
-    whole = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            whole.paste(image, (j * width, i * height))
-    return whole
-
-
-def check_agent(config: AgentConfig, episode: int) -> None:
-    """Raises `ValueError` that says, in one line, what is wrong with the flags of a task with so many steps an episode."""
-    check_numbers(
-        config,
-        counts=("cycles", "num_envs", "updates", "batch_size", "num_steps", "eval_every", "eval_episodes"),
-        shares=("target_decay", "epsilon"),
-        weights=("learning_rate", "noise", "action_penalty"),
-    )
-    require(config, "seed", 0 <= config.seed < 2**32, "a number from 0 to 2^32 - 1")
-    require(config, "discount", 0 <= config.discount < 1, "a number from 0 to 1, but not 1")
-    require(config, "cycles", config.cycles % config.eval_every == 0, f"a multiple of --eval-every, {config.eval_every}")
+def check(config: AgentConfig, episode: int) -> None:
+    """Raises `ValueError` if the buffer has no room for an episode of so many steps in each environment."""
     least = config.num_envs * episode
-    require(config, "capacity", config.capacity >= least, f"room for an episode in each environment, {least}, at least")
+    flags.require(config, "capacity", config.capacity >= least, f"room for an episode in each environment, {least}, at least")
 
 
-def check(config: Config) -> None:
-    """Raises `ValueError` that says, in one line, what is wrong with the flags and what to give instead."""
-    require(config, "task", config.task in TASKS, f"one of {', '.join(TASKS)}")
-    require(config, "seeds", config.seeds >= 1, "at least 1")
-    check_agent(config, make_env(config)[1].max_steps_in_episode)
+def try_out(config: Config) -> None:
+    """Raises `ValueError` if these flags do not fit together."""
+    check(config, make_env(config)[1].max_steps_in_episode)
     jax.eval_shape(partial(start, config), jax.random.key(0))  # The buffer itself knows how large it may get.
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Reads the flags, trains, and shows what was learned."""
-    config = tyro.cli(Config, args=args)
-    try:
-        check(config)
-    except ValueError as error:
-        refuse(error, "ddpg.py")
+    config = flags.parse(Config, try_out, args)
+    training = experiment.over_seeds(config, partial(start, config), partial(advance, config))
+    loops, results = experiment.run(config, training, steps=config.eval_every * steps_of_cycle(config))
     config.out.mkdir(parents=True, exist_ok=True)
-    results, agents = run(config)
-    print(table(results))
-    (config.out / "results.json").write_text(json.dumps(results, indent=1))
-    reward = "shaped" if config.shaped else "sparse"
-    plot(results, f"Planar {config.task}: DDPG, {goals_title(config)}, {reward} reward", config.out / "success_rate.png")
-    film, strip = draw_policy(config, jax.tree.map(lambda leaf: leaf[0], agents), jax.random.key(config.seed + 1))
-    strip.save(config.out / "policy.png")
-    film[0].save(config.out / "policy.gif", save_all=True, append_images=film[1:], duration=60, loop=0)
-    print(f"written                           {config.out}: results.json, success_rate.png, policy.png, policy.gif")
+    draw_policy(config, jax.tree.map(lambda leaf: leaf[0], loops.agent), jax.random.key(config.seed + 1), config.out)
+    title = f"Planar {config.task}: DDPG, {flags.describe_goals(config)}, {'shaped' if config.shaped else 'sparse'} reward"
+    experiment.show(config, results, title, "policy.png", "policy.gif")
 
 
 if __name__ == "__main__":

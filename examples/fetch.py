@@ -13,15 +13,16 @@ more slowly: the paper's eight workers of 128 transitions each make 1024.
 """
 
 import dataclasses
-import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
+
+import experiment
 
 import gymnasium
 import gymnasium_robotics
@@ -31,31 +32,14 @@ import numpy as np
 import tyro
 from gymnasium.vector import AsyncVectorEnv
 from PIL import Image
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
-from bitflip import goals_title, plot, refuse, require
-from ddpg import (
-    Agent,
-    AgentConfig,
-    Loop,
-    Transition,
-    act,
-    check_agent,
-    explore,
-    make_agent,
-    make_buffer,
-    store_and_learn,
-)
-from herjax import checkpoints
+import flags
+from ddpg import Agent, AgentConfig, Loop, Transition, act, check, explore, make_agent, make_buffer, store_and_learn
+from flags import Count, Weight
 
 gymnasium.register_envs(gymnasium_robotics)
 
 TASKS = {"reach": "FetchReach-v4", "push": "FetchPush-v4", "pick_and_place": "FetchPickAndPlace-v4", "slide": "FetchSlide-v4"}
-NOT_TRAINING = ("cycles", "out", "log_dir", "checkpoint", "checkpoint_seconds", "progress", "play")
-"""Settings that may differ when a run goes on."""
-FIGURES = ("steps", "success_rate", "critic_loss", "actor_loss", "training_seconds", "evaluation_seconds")
-"""What is measured at each evaluation."""
 STEPS = 50
 """Of an episode, in every task of Fetch."""
 THRESHOLD = 0.05
@@ -71,28 +55,18 @@ Policy: TypeAlias = Callable[[Agent, Seen, jax.Array, np.int32], jax.Array]
 class Config(AgentConfig):
     """Trains DDPG with Hindsight Experience Replay on a task of Fetch."""
 
-    task: str = "reach"
-    """reach, push, pick_and_place or slide."""
-    cycles: int = 75
-    """Cycles of an episode in each simulator, then updates; a multiple of eval-every."""
-    num_envs: int = 4
-    """Simulators, each in a process."""
-    hidden: tuple[int, ...] = (256, 256, 256)
-    """Units of the hidden layers of actor and critic."""
-    eval_every: int = 5
-    """Cycles between evaluations."""
-    eval_episodes: int = 100
-    """Greedy episodes of an evaluation, at least; a success is at its goal at the end."""
-    out: Path = Path("results/fetch")
-    """Folder for results.json, success_rate.png and, with --play, policy.gif."""
-    log_dir: Path | None = None
-    """Folder for TensorBoard scalars; none by default."""
-    checkpoint: Path | None = None
-    """Folder that keeps the whole state of training: an interrupted run, started again, goes on from it. None by default."""
-    checkpoint_seconds: float = 60.0
-    """Time between checkpoints, at least; they are saved after an evaluation."""
-    play: bool = False
-    """Does not train, but draws greedy episodes of what --checkpoint holds."""
+    not_training: ClassVar[tuple[str, ...]] = (*AgentConfig.not_training, "cycles", "play")
+
+    task: Literal["reach", "push", "pick_and_place", "slide"] = "reach"  # What to train on.
+    cycles: flags.Stretches = 75  # Cycles of an episode in each simulator, then updates; a multiple of eval-every.
+    num_envs: Count = 4  # Simulators, each in a process.
+    hidden: flags.Units = (256, 256, 256)  # Units of the hidden layers of actor and critic.
+    eval_every: Count = 5  # Cycles between evaluations.
+    eval_episodes: Count = 100  # Greedy episodes of an evaluation, at least; a success is at its goal at the end.
+    out: Path = Path("results/fetch")  # Folder for results.json, success_rate.png and, with --play, policy.gif.
+    checkpoint_seconds: Weight = 60.0  # Time between checkpoints, at least. They are saved after an evaluation.
+    play: bool = False  # Does not train, but draws greedy episodes of what --checkpoint holds.
+    seeds: tyro.conf.Suppress[int] = 1
 
 
 class Episodes(NamedTuple):
@@ -177,55 +151,29 @@ def evaluate(config: Config, simulators: AsyncVectorEnv, policy: Policy, agent: 
     return float(np.mean([play(simulators, policy, agent, *drawn).success for drawn in draws]))
 
 
-def train(config: Config, simulators: AsyncVectorEnv, loop: Loop, figures: dict[str, Any]) -> Iterator[Loop]:
-    """Goes on from where `figures` end, and brings them up to date at each evaluation, when it yields what it has got to."""
+def make_training(config: Config, simulators: AsyncVectorEnv) -> experiment.Training:
+    """Some cycles and an evaluation, again and again: the simulators play, and one jitted call stores and learns."""
     policy, greedy = (jax.jit(partial(function, config)) for function in (behave, behave_greedily))
     learn = jax.jit(partial(store_and_learn, config), donate_argnums=0)
-    cycle_steps = config.num_envs * STEPS
-    bar = tqdm(unit="step", unit_scale=True, total=config.cycles * cycle_steps, disable=not config.progress)
-    for number in range(config.cycles // config.eval_every):
-        first, last = number * config.eval_every, (number + 1) * config.eval_every
-        if number < len(figures["success_rate"]):
-            bar.update((last - first) * cycle_steps)
-            continue
-        began = time.perf_counter()
-        losses = []
-        for cycle in range(first, last):
+
+    def advance(loop: Loop, number: int) -> tuple[Loop, dict[str, np.ndarray]]:
+        began, losses = time.perf_counter(), []
+        for cycle in range(number * config.eval_every, (number + 1) * config.eval_every):
             seeds, key = draw(config, 0, cycle)
             key_play, key_learn = jax.random.split(key)
             episodes = play(simulators, policy, loop.agent, seeds, key_play)
             loop, cycle_losses = learn(loop, episodes.transitions, episodes.goal, key_learn)
             losses.append(cycle_losses)
-            bar.update(cycle_steps)
-        mean_losses = np.mean(losses, axis=0)  # Waits for the last update.
+        figures = jax.tree.map(lambda *values: float(np.mean(values)), *losses)  # Waits for the last update.
         trained = time.perf_counter()
-        success_rate = evaluate(config, simulators, greedy, loop.agent, number)
-        latest = {
-            "steps": last * cycle_steps,
-            "success_rate": success_rate,
-            "critic_loss": float(mean_losses[0]),
-            "actor_loss": float(mean_losses[1]),
-            "training_seconds": trained - began,
-            "evaluation_seconds": time.perf_counter() - trained,
-        }
-        for name, value in latest.items():
-            figures[name].append(value)
-        bar.set_postfix_str(f"success {success_rate:.2f}", refresh=False)
-        yield loop
-    bar.close()
+        figures["success_rate"] = evaluate(config, simulators, greedy, loop.agent, number)
+        figures |= {"training_seconds": trained - began, "evaluation_seconds": time.perf_counter() - trained}
+        return loop, {name: np.asarray([value]) for name, value in figures.items()}
 
-
-def training_settings(config: Config) -> dict[str, Any]:
-    """What a run must go on with."""
-    return {name: value for name, value in vars(config).items() if name not in NOT_TRAINING}
-
-
-def restore(config: Config, loop: Loop) -> tuple[Loop, dict[str, Any]]:
-    """Where an interrupted run stood, and its figures so far, by evaluation; those of a new one where nothing is saved."""
-    new = (loop, {name: [] for name in FIGURES})
-    if config.checkpoint is None:
-        return new
-    return checkpoints.restore(config.checkpoint, loop, settings=training_settings(config)) or new
+    began = time.perf_counter()
+    loop = start(config, simulators)
+    facts = experiment.describe(loop.buffer, 1) | {"compile_seconds": time.perf_counter() - began}
+    return experiment.Training(loop, advance, facts)
 
 
 def draw_policy(config: Config, agent: Agent, path: Path, episodes: int = 6) -> None:
@@ -246,72 +194,31 @@ def draw_policy(config: Config, agent: Agent, path: Path, episodes: int = 6) -> 
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, loop=0)
 
 
-def check(config: Config) -> None:
-    """Raises `ValueError` that says, in one line, what is wrong with the flags and what to give instead."""
-    require(config, "task", config.task in TASKS, f"one of {', '.join(TASKS)}")
-    check_agent(config, STEPS)
-    require(config, "checkpoint", config.checkpoint is not None or not config.play, "the folder that training saved to")
-    is_folder = config.checkpoint is None or not config.checkpoint.is_file()
-    require(config, "checkpoint", is_folder, "a folder, not a file")
-
-
-def run(config: Config, simulators: AsyncVectorEnv, loop: Loop, figures: dict[str, Any]) -> None:
-    """Trains, and keeps checkpoints, logs and results.json as it goes."""
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
-    writer = SummaryWriter(str(config.log_dir)) if config.log_dir is not None else None
-    saved = time.monotonic()
-    for latest in train(config, simulators, loop, figures):
-        steps = figures["steps"][-1]
-        is_last = steps == config.cycles * config.num_envs * STEPS
-        if config.checkpoint is not None and (is_last or time.monotonic() - saved >= config.checkpoint_seconds):
-            checkpoints.save(config.checkpoint, latest, settings=training_settings(config), notes=figures)
-            saved = time.monotonic()
-        if writer is not None:
-            for name in ("success_rate", "critic_loss", "actor_loss"):
-                writer.add_scalar(name, figures[name][-1], steps)
-            writer.flush()
-        write(settings, figures, config.out)
-    write(settings, figures, config.out)  # Where nothing was left to train, too.
-    if writer is not None:
-        writer.close()
-
-
-def write(settings: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
-    """Writes results.json."""
-    checkpoints.replace_file(folder / "results.json", json.dumps({"config": settings, **figures}, indent=1))
-
-
-def table(figures: dict[str, Any], rows: int = 15) -> str:
-    """The success rate by step, and what the run cost, as text."""
-    shown = np.unique(np.linspace(0, len(figures["steps"]) - 1, rows).round().astype(int))
-    lines = [f"{'step':>9} {'success':>8}", *(f"{figures['steps'][i]:>9,} {figures['success_rate'][i]:>8.2f}" for i in shown)]
-    lines += ["", *(f"{name:<11} {sum(figures[f'{name}_seconds']):.1f} s" for name in ("training", "evaluation"))]
-    return "\n".join(lines)
+def try_out(config: Config) -> None:
+    """Raises `ValueError` if these flags do not fit together."""
+    check(config, STEPS)
+    flags.require(config, "checkpoint", config.checkpoint is not None or not config.play, "the folder that training saved to")
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Reads the flags, and trains, or draws what was learned."""
-    config = tyro.cli(Config, args=args)
-    try:
-        check(config)
-        simulators = make_simulators(config)
-        loop, figures = restore(config, start(config, simulators))
-        has_something = not config.play or bool(figures["steps"])
-        require(config, "checkpoint", has_something, "a folder that something was saved to, to be played")
-    except ValueError as error:
-        refuse(error, "fetch.py")
+    config = flags.parse(Config, try_out, args)
+    simulators = make_simulators(config)
+    training = make_training(config, simulators)
     config.out.mkdir(parents=True, exist_ok=True)
     if config.play:
         simulators.close()
+        loop, figures = experiment.restore(config, training.loop)
+        if not figures["eval_steps"]:
+            flags.refuse(f"--checkpoint is {config.checkpoint}; give a folder that something was saved to, to be played.")
         draw_policy(config, loop.agent, config.out / "policy.gif")
-        print(f"written     {config.out / 'policy.gif'}")
+        print(f"written {config.out / 'policy.gif'}")
         return
-    run(config, simulators, loop, figures)
+    steps = config.eval_every * config.num_envs * STEPS
+    _, results = experiment.run(config, training, steps=steps)
     simulators.close()
-    print(table(figures))
-    results = {"eval_steps": figures["steps"], "success_rate": [figures["success_rate"]]}
-    plot(results, f"{TASKS[config.task]}: DDPG, {goals_title(config)}", config.out / "success_rate.png")
-    print(f"written     {config.out / 'results.json'}, {config.out / 'success_rate.png'}")
+    experiment.show(config, results, f"{TASKS[config.task]}: DDPG, {flags.describe_goals(config)}")
+    print(f"of that time, evaluations         {np.sum(results['evaluation_seconds']):.1f} s")
 
 
 if __name__ == "__main__":

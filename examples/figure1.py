@@ -10,89 +10,60 @@ python examples/figure1.py --bits 20 --seeds 8    # one number of bits
 
 import dataclasses
 import json
-import os
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":
-    # A device for each core that this process may use. JAX reads it when it is imported.
-    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(affinity(0))))
+import experiment
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from tqdm import tqdm
 
-import bitflip
+import flags
 import herjax
-from bitflip import Transition
+from flags import Count, Share, Weight
 from herjax import checkpoints
 from herjax.envs import BitFlip
 
-NOT_SHARED = ("bits", "num_goals", "out", "checkpoint_seconds", "progress")
+
+@dataclasses.dataclass(frozen=True)
+class Config(flags.Flags):
+    """Reproduces Figure 1 of the HER paper."""
+
+    bits: flags.Counts = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)  # Numbers of bits; an episode has as many steps.
+    num_goals: tuple[int, ...] = (4, 0)  # Hindsight goals per transition; 0: no HER. Each with each number of bits is a curve.
+    strategy: str = "future"  # Where hindsight goals come from: future, final, episode or random.
+    seeds: Count = 3  # Independent runs of each curve, vmapped, and shared out among the devices.
+    cycles: flags.Stretches = 3200  # The most cycles of a run; a multiple of eval-every.
+    eval_every: Count = 100  # Cycles between evaluations.
+    eval_episodes: Count = 1000  # Greedy episodes of an evaluation; what is reported is one more, on fresh episodes.
+    solved: Weight = 0.995  # A run stops when the last two evaluations of each seed have this success rate.
+    episodes: Count = 16  # Episodes of a cycle, side by side.
+    updates: Count = 40  # Updates of a cycle.
+    batch_size: Count = 128  # Transitions in an update.
+    capacity: Count = 1_000_000  # Transitions held, rounded up to a multiple of episodes.
+    hidden: flags.Units = (256,)  # Units of the hidden layers.
+    discount: flags.Below1 = 0.98  # Gamma; targets are clipped to [-1 / (1 - gamma), 0].
+    learning_rate: Weight = 1e-3  # Of Adam.
+    final_learning_rate: Weight = 1e-4  # After the last cycle; it falls linearly over the second half of them.
+    target_decay: Share = 0.95  # Share of the target network that stays at the end of a cycle.
+    epsilon: Share = 0.2  # Probability of a random action.
+    double: bool = False  # Whether targets are those of Double Q-learning.
+    out: Path = Path("results/figure1")  # Folder for results.json, figure1.png and what a killed run needs to go on.
+    checkpoint: tyro.conf.Suppress[Path | None] = None
+    checkpoint_seconds: Weight = 60.0  # Time between checkpoints, at least; they are made after evaluations.
+
+
+NOT_SHARED = ("bits", "num_goals", "devices")
 """Settings in which the runs of one figure may differ."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Reproduces Figure 1 of the HER paper."""
-
-    bits: tuple[int, ...] = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
-    """Numbers of bits, each with runs of its own; an episode has as many steps."""
-    num_goals: tuple[int, ...] = (4, 0)
-    """Hindsight goals per transition, for each of which there are runs; 0: no HER."""
-    strategy: str = "future"
-    """Where hindsight goals come from: future, final, episode or random."""
-    seeds: int = 3
-    """Independent runs, vmapped, and shared out among the devices."""
-    seed: int = 0
-    """Where all randomness starts."""
-    cycles: int = 3200
-    """The most cycles of a run."""
-    eval_every: int = 100
-    """Cycles between evaluations."""
-    eval_episodes: int = 1000
-    """Greedy episodes of an evaluation; what is reported at the end is one more, on fresh episodes."""
-    solved: float = 0.995
-    """A run stops when the last two evaluations of each seed have this success rate."""
-    episodes: int = 16
-    """Episodes of a cycle, side by side."""
-    updates: int = 40
-    """Updates of a cycle."""
-    batch_size: int = 128
-    """Transitions in an update."""
-    capacity: int = 1_000_000
-    """Transitions held, rounded up to a multiple of episodes."""
-    hidden: tuple[int, ...] = (256,)
-    """Units of the hidden layers."""
-    discount: float = 0.98
-    """Gamma; targets are clipped to [-1 / (1 - gamma), 0]."""
-    learning_rate: float = 1e-3
-    """Of Adam."""
-    final_learning_rate: float = 1e-4
-    """Of Adam after the last cycle, to which it falls linearly over the second half of them."""
-    target_decay: float = 0.95
-    """Share of the target network that stays at the end of a cycle."""
-    epsilon: float = 0.2
-    """Probability of a random action."""
-    double: bool = False
-    """Whether targets are those of Double Q-learning."""
-    out: Path = Path("results/figure1")
-    """Folder for results.json, figure1.png and what an interrupted run needs to go on."""
-    checkpoint_seconds: float = 60.0
-    """Time between checkpoints, at least; they are made after evaluations."""
-    progress: bool = True
-    """Whether to show progress bars."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """What one set of seeds is to learn."""
 
     num_bits: int
@@ -104,26 +75,50 @@ class Curve:
         return f"{self.num_bits}_bits_{self.num_goals}_goals"
 
 
+class Transition(NamedTuple):
+    """One step of the environment."""
+
+    observation: jax.Array  # uint8 [num_bits]
+    action: jax.Array  # int32 []
+    next_observation: jax.Array  # uint8 [num_bits]
+
+
 class Loop(NamedTuple):
-    """All that one seed's training goes on from; what a checkpoint holds."""
+    """The carry of the scan."""
 
     params: optax.Params
     target_params: optax.Params
     opt_state: optax.OptState
     buffer: herjax.BufferState
-    cycle: jax.Array  # int32 []; cycles made.
 
 
-def network(config: Config, curve: Curve) -> bitflip.QNetwork:
-    """The Q-network."""
-    return bitflip.QNetwork(curve.num_bits, config.hidden)
+class QNetwork(nn.Module):
+    """Values of all actions for bits and the goal beside them, which it sees as -1 and 1: [..., num_bits] each."""
+
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, bits: jax.Array, goal: jax.Array) -> jax.Array:
+        """Q(bits, goal, .)."""
+        x = 2 * jnp.concatenate([bits, goal], axis=-1).astype(jnp.float32) - 1
+        for units in self.hidden:
+            x = nn.relu(nn.Dense(units)(x))
+        return nn.Dense(bits.shape[-1])(x)
 
 
-def q_values(config: Config, curve: Curve, params: optax.Params, observation: jax.Array, goal: jax.Array) -> jax.Array:
-    """Values of all actions, for bits uint8 or float [..., num_bits] that the network sees as -1 and 1."""
-    signs = (2 * bits.astype(jnp.float32) - 1 for bits in (observation, goal))
-    values: jax.Array = network(config, curve).apply(params, *signs)
-    return values
+def achieved_goal(transition: Transition) -> jax.Array:
+    """The goal that the transition achieved."""
+    return transition.next_observation
+
+
+def reward(transition: Transition, goal: jax.Array) -> jax.Array:
+    """0 where the goal is reached, else -1."""
+    return terminated(transition, goal).astype(jnp.float32) - 1
+
+
+def terminated(transition: Transition, goal: jax.Array) -> jax.Array:
+    """Targets do not look past a goal that was reached."""
+    return jnp.all(transition.next_observation == goal)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
@@ -134,22 +129,21 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 def start(config: Config, curve: Curve, key: jax.Array) -> Loop:
     """A seed before its first cycle."""
-    bits = jax.ShapeDtypeStruct((curve.num_bits,), jnp.uint8)
+    bits = jnp.zeros(curve.num_bits, jnp.uint8)
     buffer = herjax.init(
-        Transition(bits, jax.ShapeDtypeStruct((), jnp.int32), bits),
+        Transition(bits, jnp.int32(0), bits),
         capacity=-(-config.capacity // config.episodes) * config.episodes,
         max_episode_length=curve.num_bits,
-        goal_fn=bitflip.achieved_goal,
-        reward_fn=bitflip.reward,
-        terminated_fn=bitflip.terminated,
+        goal_fn=achieved_goal,
+        reward_fn=reward,
+        terminated_fn=terminated,
         strategy=config.strategy,
         num_goals=curve.num_goals,
         relabel="sample",
         num_envs=config.episodes,
     )
-    no_bits = jnp.zeros(curve.num_bits)
-    params = network(config, curve).init(key, no_bits, no_bits)
-    return Loop(params, params, optimizer(config).init(params), buffer, jnp.int32(0))
+    params = QNetwork(config.hidden).init(key, bits, bits)
+    return Loop(params, params, optimizer(config).init(params), buffer)
 
 
 class Episodes(NamedTuple):
@@ -160,16 +154,16 @@ class Episodes(NamedTuple):
     success: jax.Array  # bool [E]; whether the goal was hit at any step.
 
 
-def play(config: Config, curve: Curve, params: optax.Params, key: jax.Array, *, episodes: int, epsilon: float) -> Episodes:
+def play(config: Config, params: optax.Params, key: jax.Array, *, num_bits: int, episodes: int, epsilon: float) -> Episodes:
     """Plays whole episodes, which go on after their goal is hit."""
-    env = BitFlip(curve.num_bits)
+    env = BitFlip(num_bits)
     key_reset, key_act, key_env = jax.random.split(key, 3)
     _, state = jax.vmap(env.reset_env, (0, None))(jax.random.split(key_reset, episodes), env.default_params)
-    chances = jax.random.uniform(key_act, (curve.num_bits, 2, episodes))
+    chances = jax.random.uniform(key_act, (num_bits, 2, episodes))
 
     def step(state: Any, chance: jax.Array) -> tuple[Any, tuple[Transition, jax.Array]]:
-        greedy = jnp.argmax(q_values(config, curve, params, state.bits, state.goal), axis=-1)
-        action = jnp.where(chance[0] < epsilon, jnp.floor(chance[1] * curve.num_bits).astype(jnp.int32), greedy)
+        greedy = jnp.argmax(QNetwork(config.hidden).apply(params, state.bits, state.goal), axis=-1)
+        action = jnp.where(chance[0] < epsilon, jnp.floor(chance[1] * num_bits).astype(jnp.int32), greedy)
         # The environment's dynamics draw nothing.
         _, after, _, hit, _ = jax.vmap(env.step_env, (None, 0, 0, None))(key_env, state, action, env.default_params)
         return after, (Transition(state.bits.astype(jnp.uint8), action, after.bits.astype(jnp.uint8)), hit)
@@ -178,9 +172,9 @@ def play(config: Config, curve: Curve, params: optax.Params, key: jax.Array, *, 
     return Episodes(transitions, state.goal.astype(jnp.uint8), jnp.any(hits, axis=0))
 
 
-def targets(config: Config, curve: Curve, loop: Loop, batch: herjax.Sample) -> jax.Array:
+def targets(config: Config, loop: Loop, batch: herjax.Sample) -> jax.Array:
     """What Q-learning pulls the values of a batch to, float32 [batch]."""
-    values = partial(q_values, config, curve, observation=batch.transition.next_observation, goal=batch.goal)
+    values = lambda params: QNetwork(config.hidden).apply(params, batch.transition.next_observation, batch.goal)  # noqa: E731
     target_values = values(loop.target_params)
     chosen = jnp.argmax(values(loop.params) if config.double else target_values, axis=-1)
     value = jnp.take_along_axis(target_values, chosen[:, None], axis=-1)[:, 0]
@@ -188,10 +182,10 @@ def targets(config: Config, curve: Curve, loop: Loop, batch: herjax.Sample) -> j
     return jnp.clip(bootstrapped, -1 / (1 - config.discount), 0.0)
 
 
-def learn(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
+def learn(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     """A cycle's updates, on batches drawn at once, as the target network stays as it is between them; returns the loss []."""
     batch = herjax.sample(loop.buffer, key, config.updates * config.batch_size)
-    data = (batch.transition.observation, batch.transition.action, batch.goal, targets(config, curve, loop, batch))
+    data = (batch.transition.observation, batch.transition.action, batch.goal, targets(config, loop, batch))
     batches = jax.tree.map(lambda leaf: leaf.reshape(config.updates, config.batch_size, *leaf.shape[1:]), data)
 
     def update(carry: tuple[Any, Any], data: tuple[jax.Array, ...]) -> tuple[tuple[Any, Any], jax.Array]:
@@ -199,7 +193,7 @@ def learn(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loo
         observation, action, goal, target = data
 
         def loss_fn(params: optax.Params) -> jax.Array:
-            values = q_values(config, curve, params, observation, goal)
+            values = QNetwork(config.hidden).apply(params, observation, goal)
             value = jnp.take_along_axis(values, action[:, None], axis=-1)[:, 0]
             return jnp.mean(optax.squared_error(value, target))
 
@@ -209,96 +203,54 @@ def learn(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loo
 
     (params, opt_state), losses = jax.lax.scan(update, (loop.params, loop.opt_state), batches)
     target_params = optax.incremental_update(params, loop.target_params, 1 - config.target_decay)
-    return loop._replace(params=params, target_params=target_params, opt_state=opt_state), jnp.mean(losses)
+    return Loop(params, target_params, opt_state, loop.buffer), jnp.mean(losses)
 
 
 def cycle(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     """Plays episodes, stores them, and learns; returns the loss []."""
     key_play, key_goals, key_learn = jax.random.split(key, 3)
-    episodes = play(config, curve, loop.params, key_play, episodes=config.episodes, epsilon=config.epsilon)
+    size = {"num_bits": curve.num_bits, "episodes": config.episodes}
+    episodes = play(config, loop.params, key_play, **size, epsilon=config.epsilon)
     buffer, _ = jax.lax.scan(lambda buffer, t: (herjax.add(buffer, t), None), loop.buffer, episodes.transitions)
     buffer = herjax.end_episode(buffer, episodes.goal, key_goals)
-    return learn(config, curve, loop._replace(buffer=buffer, cycle=loop.cycle + 1), key_learn)
+    return learn(config, loop._replace(buffer=buffer), key_learn)
 
 
-class Evaluation(NamedTuple):
-    """What is measured after some cycles, float32 [] each."""
-
-    success_rate: jax.Array  # Of greedy episodes.
-    loss: jax.Array  # Mean over the cycles since the last evaluation.
-
-
-def train(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loop, Evaluation]:
-    """The cycles up to the next evaluation, and that; `key` is the seed's own, from which those of any cycle follow."""
-    key_here = jax.random.fold_in(key, loop.cycle)
-    key_cycles, key_evaluation = jax.random.split(key_here)
-    loop, losses = jax.lax.scan(partial(cycle, config, curve), loop, jax.random.split(key_cycles, config.eval_every))
-    return loop, Evaluation(success_rate(config, curve, loop, key_evaluation), jnp.mean(losses))
-
-
-def success_rate(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> jax.Array:
+def success_rate(config: Config, curve: Curve, params: optax.Params, key: jax.Array) -> jax.Array:
     """The share of greedy episodes that hit their goal, float32 []."""
-    success = play(config, curve, loop.params, key, episodes=config.eval_episodes, epsilon=0.0).success
-    return jnp.mean(success.astype(jnp.float32))
+    episodes = play(config, params, key, num_bits=curve.num_bits, episodes=config.eval_episodes, epsilon=0.0)
+    return jnp.mean(episodes.success.astype(jnp.float32))
 
 
-class Trainer:
-    """The seeds of one curve on all devices: a state, and a program that takes it to the next evaluation."""
-
-    def __init__(self, config: Config, curve: Curve) -> None:
-        mesh, share = bitflip.share_out(config.seeds)
-        spec = jax.sharding.PartitionSpec("seed")
-        share_vmapped = partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-        # Seeds past the last only fill up a device: they repeat it, and nobody looks at them.
-        number = jnp.minimum(jnp.arange(mesh.size * share), config.seeds - 1)
-        self._keys = jax.random.split(jax.random.key(config.seed), 3 * config.seeds).reshape(config.seeds, 3)[number]
-        self._start = jax.jit(share_vmapped(jax.vmap(partial(start, config, curve))))
-        self._train = jax.jit(share_vmapped(jax.vmap(partial(train, config, curve))), donate_argnums=0)
-        self._evaluate = jax.jit(share_vmapped(jax.vmap(partial(success_rate, config, curve))))
-        self.loops: Loop = self._start(self._keys[:, 0])
-
-    def advance(self) -> Evaluation:
-        """Trains up to the next evaluation; float32 arrays [seeds]."""
-        self.loops, evaluation = self._train(self.loops, self._keys[:, 1])
-        return jax.tree.map(np.asarray, evaluation)
-
-    def evaluate(self) -> np.ndarray:
-        """The success of each seed, and of those that fill up, on episodes that decided nothing: float32 [seeds or more]."""
-        return np.asarray(self._evaluate(self.loops, self._keys[:, 2]))
+def advance(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str, jax.Array]]:
+    """Trains up to the next evaluation, and evaluates; returns metrics, float32 [] each."""
+    key_cycles, key_evaluation = jax.random.split(key)
+    loop, losses = jax.lax.scan(partial(cycle, config, curve), loop, jax.random.split(key_cycles, config.eval_every))
+    return loop, {"success_rate": success_rate(config, curve, loop.params, key_evaluation), "loss": jnp.mean(losses)}
 
 
 def is_solved(config: Config, figures: dict[str, Any]) -> bool:
     """Whether the last two evaluations of each seed were good enough."""
-    rates = np.asarray(figures["success_rate"])[-2:]
-    return len(rates) == 2 and bool(np.all(rates >= config.solved))
+    rates = np.asarray(figures.get("success_rate", [[]]))[:, -2:]
+    return rates.shape[1] == 2 and bool(np.all(rates >= config.solved))
 
 
 def run_curve(config: Config, curve: Curve) -> dict[str, Any]:
     """Trains the seeds of one curve until they have solved the task or used up their cycles; returns its figures."""
-    trainer, unfinished = Trainer(config, curve), unfinished_folder(config, curve)
-    figures: dict[str, Any] = {"cycles": [], "success_rate": [], "loss": [], "seconds": 0.0}
-    if (saved := checkpoints.restore(unfinished, trainer.loops, settings=training_settings(config))) is not None:
-        trainer.loops, figures = saved
-    saved_at = time.monotonic()
-    goals = f"HER {config.strategy}, k = {curve.num_goals}" if curve.num_goals else "without HER"
-    done = len(figures["cycles"]) * config.eval_every
-    label = f"{curve.num_bits:>3} bits, {goals}"
-    with tqdm(desc=label, total=config.cycles, initial=done, unit="cycle", disable=not config.progress) as bar:
-        while done < config.cycles and not is_solved(config, figures):
-            began = time.perf_counter()
-            evaluation = trainer.advance()
-            figures["seconds"] += time.perf_counter() - began
-            done += config.eval_every
-            figures["cycles"].append(done)
-            for name, values in evaluation._asdict().items():
-                figures[name].append(values[: config.seeds].tolist())
-            bar.set_postfix_str(f"success {np.mean(figures['success_rate'][-1]):.3f}", refresh=False)
-            bar.update(config.eval_every)
-            if time.monotonic() - saved_at >= config.checkpoint_seconds:
-                checkpoints.save(unfinished, trainer.loops, settings=training_settings(config), notes=figures)
-                saved_at = time.monotonic()
-    figures["final_success_rate"] = trainer.evaluate()[: config.seeds].tolist()
-    return figures
+    config = dataclasses.replace(config, checkpoint=unfinished_folder(config, curve))
+    training = experiment.over_seeds(config, partial(start, config, curve), partial(advance, config, curve))
+    loops, results = experiment.run(
+        config,
+        training,
+        steps=config.eval_every * config.episodes * curve.num_bits,
+        label=f"{curve.num_bits:>3} bits, k = {curve.num_goals}",
+        is_over=partial(is_solved, config),
+    )
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), len(jax.tree.leaves(loops.params)[0]))
+    final = np.asarray(jax.jit(jax.vmap(partial(success_rate, config, curve)))(loops.params, keys))
+    results["updates"] = len(results["eval_steps"]) * config.eval_every * config.updates
+    kept = {name: results[name] for name in ("eval_steps", "updates", "success_rate", "loss", "seconds")}
+    return kept | {"final_success_rate": final[: config.seeds].tolist()}
 
 
 def unfinished_folder(config: Config, curve: Curve) -> Path:
@@ -306,73 +258,46 @@ def unfinished_folder(config: Config, curve: Curve) -> Path:
     return config.out / "unfinished" / curve.name
 
 
-def training_settings(config: Config) -> dict[str, Any]:
-    """The settings that all curves of a figure share, by name."""
-    return {name: value for name, value in plain(config).items() if name not in NOT_SHARED}
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """All settings as JSON brings them back."""
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
-    return dict(json.loads(json.dumps(settings)))
-
-
-def summary(config: Config, curve: Curve, figures: dict[str, Any]) -> str:
-    """One line about a finished curve."""
-    rates = np.asarray(figures["final_success_rate"])
-    each = " ".join(f"{rate:.3f}" for rate in rates)
-    updates = figures["cycles"][-1] * config.updates
-    return f"{curve.num_bits:>5} {curve.num_goals:>3} {rates.mean():8.3f}   {each}  {updates:>9,} {figures['seconds']:8.1f}"
-
-
-def plot(config: Config, curves: dict[str, Any], path: Path) -> None:
-    """Draws success against the number of bits: the mean of the seeds, and the span between the least and the best of them."""
-    import matplotlib  # noqa: PLC0415 - only the end of a run needs it.
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for num_goals in config.num_goals:
-        bits = [n for n in sorted(config.bits) if Curve(n, num_goals).name in curves]
-        rates = [curves[Curve(n, num_goals).name]["final_success_rate"] for n in bits]
-        label = f"DQN + HER ({config.strategy}, k = {num_goals})" if num_goals else "DQN"
-        line = axes.plot(bits, np.mean(rates, axis=1), marker="o", label=label)[0]
-        axes.fill_between(bits, np.min(rates, axis=1), np.max(rates, axis=1), color=line.get_color(), alpha=0.2)
-    axes.set(
-        title=f"Bit-flipping, mean and span of {config.seeds} seeds",
-        xlabel="number of bits",
-        ylabel="success rate (greedy)",
-        ylim=(-0.03, 1.03),
-    )
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def recorded(config: Config) -> dict[str, Any]:
-    """What results.json holds, without any curve yet; refuses to go on with runs of other settings."""
-    results = {
-        "config": plain(config),
-        "device": jax.local_devices()[0].device_kind,
-        "devices": jax.local_device_count(),
-        "curves": {},
-    }
+    """What results.json holds, without any curve yet; raises `ValueError` if its runs have other settings."""
+    shared = {name: value for name, value in experiment.training_settings(config).items() if name not in NOT_SHARED}
+    results = {"config": json.loads(json.dumps(shared)), "device": jax.local_devices()[0].device_kind, "curves": {}}
     file = config.out / "results.json"
     if not file.exists():
         return results
     before = json.loads(file.read_text())
-    for name, new in training_settings(config).items():
+    for name, new in results["config"].items():
         old = before["config"].get(name, new)
         if old != new:
             raise ValueError(f"{file} was begun with {name} {old}, and now it is {new}; give the same, or another --out.")
     return results | {"curves": before["curves"]}
 
 
+def summary(curve: Curve, figures: dict[str, Any]) -> str:
+    """One line about a finished curve."""
+    rates = figures["final_success_rate"]
+    each = " ".join(f"{rate:.3f}" for rate in rates)
+    seconds = f"{figures['seconds']:8.1f}"
+    return f"{curve.num_bits:>5} {curve.num_goals:>3} {np.mean(rates):8.3f}   {each}  {figures['updates']:>9,} {seconds}"
+
+
+def plot(config: Config, curves: dict[str, Any]) -> None:
+    """Draws success against the number of bits: the mean of the seeds, and the span between the least and the best of them."""
+    with experiment.axes(config.out / "figure1.png") as axes:
+        for num_goals in config.num_goals:
+            bits = sorted(config.bits)
+            rates = [curves[Curve(n, num_goals).name]["final_success_rate"] for n in bits]
+            label = f"DQN + HER ({config.strategy}, k = {num_goals})" if num_goals else "DQN"
+            line = axes.plot(bits, np.mean(rates, axis=1), marker="o", label=label)[0]
+            axes.fill_between(bits, np.min(rates, axis=1), np.max(rates, axis=1), color=line.get_color(), alpha=0.2)
+        title = f"Bit-flipping, mean and span of {config.seeds} seeds"
+        axes.set(title=title, xlabel="number of bits", ylabel="success rate (greedy)")
+        axes.legend()
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Trains every curve that is not finished, and shows all of them."""
-    config = tyro.cli(Config, args=args)
+    config = flags.parse(Config, recorded, args)
     config.out.mkdir(parents=True, exist_ok=True)
     results = recorded(config)
     lines = [f"{'bits':>5} {'k':>3} {'success':>8}   each seed{' ' * (6 * config.seeds - 9)}  {'updates':>9} {'seconds':>8}"]
@@ -381,10 +306,10 @@ def main(args: Sequence[str] | None = None) -> None:
             results["curves"][curve.name] = run_curve(config, curve)
             checkpoints.replace_file(config.out / "results.json", json.dumps(results, indent=1))
             checkpoints.discard(unfinished_folder(config, curve))
-        lines.append(summary(config, curve, results["curves"][curve.name]))
-    plot(config, results["curves"], config.out / "figure1.png")
+        lines.append(summary(curve, results["curves"][curve.name]))
+    plot(config, results["curves"])
     print("\n".join(lines))
-    print(f"written {config.out / 'results.json'}, {config.out / 'figure1.png'}")
+    print(f"written {config.out}: results.json, figure1.png")
 
 
 if __name__ == "__main__":

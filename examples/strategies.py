@@ -10,22 +10,19 @@ python examples/strategies.py --flip.num-bits 20 --flip.steps 60000 --num-goals 
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-if __name__ == "__main__":
-    # A device for each core that this process may use. JAX reads it when it is imported.
-    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(affinity(0))))
+import experiment
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 import bitflip
 import ddpg
+import flags
 
 LINES = ("--", ":", "-.")
 """Of what has no k to vary."""
@@ -37,20 +34,16 @@ MEAN_OF = 5
 class Config:
     """Compares strategies and numbers of hindsight goals."""
 
-    task: str = "flip"
-    """flip or push: what is trained."""
+    task: Literal["flip", "push"] = "flip"  # What is trained.
     flip: bitflip.Config = dataclasses.field(
         default_factory=lambda: bitflip.Config(num_bits=15, steps=24_000, eval_every=500, eval_episodes=50, progress=False)
-    )
-    """How bits are flipped; its strategy, num_goals and out are not used."""
-    push: ddpg.Config = dataclasses.field(default_factory=lambda: ddpg.Config(progress=False))
-    """How a puck is pushed; its strategy, num_goals, shaped and out are not used."""
-    strategies: tuple[str, ...] = bitflip.STRATEGIES
-    """What is compared."""
-    num_goals: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Hindsight goals per transition; final always has one, whatever their number."""
-    out: Path = Path("results/strategies")
-    """Folder for strategies.json and strategies.png."""
+    )  # How bits are flipped; its strategy, num_goals and out are not used.
+    push: ddpg.Config = dataclasses.field(
+        default_factory=lambda: ddpg.Config(progress=False)
+    )  # How a puck is pushed; its strategy, num_goals, shaped and out are not used.
+    strategies: tuple[str, ...] = flags.STRATEGIES  # What is compared.
+    num_goals: flags.Counts = (1, 2, 4, 8, 16)  # Hindsight goals per transition; final always has one, whatever their number.
+    out: Path = Path("results/strategies")  # Folder for strategies.json and strategies.png.
 
     @property
     def training(self) -> bitflip.Config | ddpg.Config:
@@ -77,17 +70,11 @@ def cells(config: Config) -> list[Cell]:
     return found
 
 
-def evaluations(config: Config) -> int:
-    """Of each run."""
-    training = config.training
-    return (training.steps if isinstance(training, bitflip.Config) else training.cycles) // training.eval_every
-
-
 def success_rates(config: Config, cell: Cell) -> np.ndarray:
     """The success of each seed at each evaluation, float [seeds, E]."""
-    training = dataclasses.replace(config.training, **cell.changes)
-    results = bitflip.run(training) if isinstance(training, bitflip.Config) else ddpg.run(training)[0]
-    return np.asarray(results["success_rate"])
+    training, program = dataclasses.replace(config.training, **cell.changes), ddpg if config.task == "push" else bitflip
+    seeds = experiment.over_seeds(training, partial(program.start, training), partial(program.advance, training))
+    return np.asarray(experiment.run(training, seeds)[1]["success_rate"])
 
 
 def row(cell: Cell, rates: np.ndarray) -> dict[str, Any]:
@@ -103,47 +90,38 @@ def row(cell: Cell, rates: np.ndarray) -> dict[str, Any]:
 
 def plot(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
     """Draws both measures against k: the mean of the seeds, and their standard deviation."""
-    import matplotlib  # noqa: PLC0415 - only the end of a run needs it.
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     titles = {"highest": "highest success", "over_training": "mean success over training"}
-    for axes, (measure, title) in zip(panels, titles.items(), strict=True):
-        for strategy in config.strategies:
-            seeds = np.asarray([row[measure] for row in rows if row["strategy"] == strategy])  # [k, seeds]
-            axes.errorbar(config.num_goals, seeds.mean(axis=1), seeds.std(axis=1), marker="o", capsize=3, label=strategy)
-        for row, style in zip((row for row in rows if row["num_goals"] == 0), LINES, strict=False):
-            axes.axhline(np.mean(row[measure]), color="gray", linestyle=style, label=row["strategy"])
-        axes.set_xscale("log", base=2)
-        axes.set(title=title, xlabel="hindsight goals per transition, k", ylim=(-0.03, 1.03))
-        axes.set_xticks(config.num_goals, map(str, config.num_goals))
-        axes.grid(alpha=0.3)
-    task = "PlanarPush" if config.task == "push" else f"{config.flip.num_bits} bits"
-    panels[0].set_ylabel(f"success, {task}, {config.training.seeds} seeds")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with experiment.axes(path, panels=2, figsize=(9, 3.6)) as panels:
+        for axes, (measure, title) in zip(panels, titles.items(), strict=True):
+            for strategy in config.strategies:
+                seeds = np.asarray([row[measure] for row in rows if row["strategy"] == strategy])  # [k, seeds]
+                axes.errorbar(config.num_goals, seeds.mean(axis=1), seeds.std(axis=1), marker="o", capsize=3, label=strategy)
+            for row, style in zip((row for row in rows if row["num_goals"] == 0), LINES, strict=False):
+                axes.axhline(np.mean(row[measure]), color="gray", linestyle=style, label=row["strategy"])
+            axes.set_xscale("log", base=2)
+            axes.set(title=title, xlabel="hindsight goals per transition, k")
+            axes.set_xticks(config.num_goals, map(str, config.num_goals))
+        task = "PlanarPush" if config.task == "push" else f"{config.flip.num_bits} bits"
+        panels[0].set_ylabel(f"success, {task}, {config.training.seeds} seeds")
+        figure = panels[0].get_figure()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+
+
+def check(config: Config) -> None:
+    """Raises `ValueError` if something cannot be trained."""
+    for cell in cells(config):
+        flags.check(dataclasses.replace(config.training, **cell.changes))
+    if config.training.evaluations < MEAN_OF:
+        raise ValueError(
+            f"there are {config.training.evaluations} evaluations; train longer or evaluate more often: {MEAN_OF} at least."
+        )
+    if config.training.checkpoint is not None:
+        raise ValueError(f"--{config.task}.checkpoint keeps one setting's training; leave it out.")
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Trains everything, prints a line for each strategy and k, and draws them."""
-    config = tyro.cli(Config, args=args)
-    try:
-        bitflip.require(config, "task", config.task in ("flip", "push"), "flip or push")
-        bitflip.require(config, "num_goals", min(config.num_goals, default=0) >= 1, "numbers >= 1")
-        check = ddpg.check if config.task == "push" else bitflip.check
-        for cell in cells(config):
-            check(dataclasses.replace(config.training, **cell.changes))
-        if evaluations(config) < MEAN_OF:
-            raise ValueError(
-                f"there are {evaluations(config)} evaluations; train longer or evaluate more often: {MEAN_OF} at least."
-            )
-        if config.flip.checkpoint is not None:
-            raise ValueError("--flip.checkpoint keeps one setting's training; leave it out.")
-    except ValueError as error:
-        bitflip.refuse(error, "strategies.py")
+    config = flags.parse(Config, check, args)
     config.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     print(f"{'strategy':>11} {'k':>3} {'highest':>15} {'over training':>15}")
@@ -154,8 +132,7 @@ def main(args: Sequence[str] | None = None) -> None:
         rows.append(row(cell, success_rates(config, cell)))
         figures = (f"{np.mean(rows[-1][name]):8.2f} +- {np.std(rows[-1][name]):.2f}" for name in ("highest", "over_training"))
         tqdm.write(f"{cell.name:>11} {cell.num_goals or '-':>3} {' '.join(figures)}")
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config.training).items()}
-    (config.out / "strategies.json").write_text(json.dumps({"training": settings, "rows": rows}, indent=1))
+    (config.out / "strategies.json").write_text(json.dumps({"training": flags.plain(config.training), "rows": rows}, indent=1))
     plot(config, rows, config.out / "strategies.png")
     print(f"written {config.out / 'strategies.json'}, {config.out / 'strategies.png'}")
 

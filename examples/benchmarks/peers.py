@@ -64,9 +64,9 @@ def herjax_training(config: bitflip.Config, settings: Settings) -> Callable[[], 
     """`bitflip.train_step` in a scan."""
 
     def step(loop: bitflip.Loop, index_and_keys: tuple[jax.Array, jax.Array]) -> bitflip.Loop:
-        return bitflip.train_step(config, loop, index_and_keys)[0]
+        return bitflip.train_step(config, loop, index_and_keys[1])[0]
 
-    return scan_program(step, partial(bitflip.start, config), settings.steps, num_keys=bitflip.KEYS_A_STEP)
+    return scan_program(step, partial(bitflip.start, config), settings.steps, num_keys=4)
 
 
 def cpprb_buffer(config: bitflip.Config) -> Any:
@@ -91,33 +91,31 @@ def cpprb_training(config: bitflip.Config, settings: Settings) -> Callable[[], N
     buffer = cpprb_buffer(config)
     without_buffer = dataclasses.replace(config, capacity=config.max_episode_length, prioritized=False)
     loop = jax.jit(partial(bitflip.start, without_buffer))(jax.random.key(0))._replace(buffer=None)
-    agent, env_state, observation = loop.agent, loop.env_state, loop.observation
+    agent, env = loop.agent, loop.env
     root = jax.random.key(1)
     calls = 0
 
     @jax.jit
-    def interact(agent: bitflip.Agent, env_state: Any, observation: Any, step: jax.Array) -> bitflip.Outcome:
-        keys = jax.random.split(jax.random.fold_in(root, step))
-        return bitflip.interact(config, bitflip.Loop(agent, None, env_state, observation), *keys)
+    def interact(agent: bitflip.Agent, env: Any, step: jax.Array) -> Any:
+        return bitflip.interact(config, agent, env, jax.random.split(jax.random.fold_in(root, step)))
 
     @partial(jax.jit, donate_argnums=0)
-    def learn(agent: bitflip.Agent, batch: Mapping[str, jax.Array], step: jax.Array) -> tuple[bitflip.Agent, jax.Array]:
-        agent, errors, _ = bitflip.update(config, agent, sample_of(config, batch), step)
+    def learn(agent: bitflip.Agent, batch: Mapping[str, jax.Array]) -> tuple[bitflip.Agent, jax.Array]:
+        agent, errors, _ = bitflip.update(config, agent, sample_of(config, batch))
         return agent, jnp.abs(errors)
 
     def call() -> None:
-        nonlocal agent, env_state, observation, calls
+        nonlocal agent, env, calls
         for step in range(calls * settings.steps, (calls + 1) * settings.steps):
-            outcome = interact(agent, env_state, observation, np.int32(step))
-            env_state, observation = outcome.env_state, outcome.observation
-            transition, goal, done = jax.device_get((outcome.transition, outcome.goal, outcome.done))
+            env, *outcome = interact(agent, env, np.int32(step))
+            transition, goal, done = jax.device_get(outcome)
             buffer.add(obs=transition.observation, act=transition.action, next_obs=transition.next_observation)
             if done:
                 buffer.on_episode_end(goal)
             if buffer.get_stored_size() > 0:
                 batch = buffer.sample(config.batch_size, beta=config.beta + (1 - config.beta) * step / config.steps)
                 indices = batch.pop("indexes")
-                agent, priorities = learn(agent, batch, np.int32(step))
+                agent, priorities = learn(agent, batch)
                 buffer.update_priorities(indices, np.asarray(priorities))
         jax.block_until_ready(agent)
         calls += 1

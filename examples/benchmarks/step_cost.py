@@ -30,6 +30,8 @@ import herjax
 
 OPERATIONS = ("add", "end_episode", "sample", "update_priorities")
 
+KEYS = 4
+"""Keys that a step uses up."""
 Row = dict[str, Any]
 """A line of a table."""
 
@@ -82,10 +84,15 @@ def fixed_batch(config: bitflip.Config) -> herjax.Sample:
 
 def floor_step(config: bitflip.Config, loop: bitflip.Loop, index_and_keys: tuple[jax.Array, jax.Array]) -> bitflip.Loop:
     """`bitflip.train_step` without a buffer: every batch is the same."""
-    index, keys = index_and_keys
-    outcome = bitflip.interact(config, loop, keys[0], keys[1])
-    agent, _, _ = bitflip.update(config, loop.agent, fixed_batch(config), index)
-    return bitflip.Loop(agent, loop.buffer, outcome.env_state, outcome.observation)
+    _, keys = index_and_keys
+    env, *_ = bitflip.interact(config, loop.agent, loop.env, keys[:2])
+    agent, _, _ = bitflip.update(config, loop.agent, fixed_batch(config))
+    return bitflip.Loop(agent, loop.buffer, env)
+
+
+def train_step(config: bitflip.Config, loop: bitflip.Loop, index_and_keys: tuple[jax.Array, jax.Array]) -> bitflip.Loop:
+    """`bitflip.train_step` without its loss."""
+    return bitflip.train_step(config, loop, index_and_keys[1])[0]
 
 
 def partial_step(
@@ -100,24 +107,24 @@ def partial_step(
     Without `sample`, every batch is the same: such an agent does not learn, and the environment's own episodes would be
     longer than where it does.
     """
-    index, (key_act, key_env, key_goals, key_sample) = index_and_keys
-    outcome = bitflip.interact(config, loop, key_act, key_env)
+    index, keys = index_and_keys
+    env, transition, goal, _ = bitflip.interact(config, loop.agent, loop.env, keys[:2])
     buffer, batch = loop.buffer, fixed_batch(config)
     if num_operations >= 1:
-        buffer = herjax.add(buffer, outcome.transition)
+        buffer = herjax.add(buffer, transition)
     done = (index + 1) % episode_length == 0
     if num_operations == 1:
         # The next episode overwrites this one: past the longest, `add` would store nothing.
         buffer = dataclasses.replace(buffer, pending=jnp.where(done, 0, buffer.pending))
     if num_operations >= 2:
-        buffer = herjax.end_episode(buffer, outcome.goal, key_goals, done=done)
+        buffer = herjax.end_episode(buffer, goal, keys[2], done=done)
     if num_operations >= 3:
         beta = config.beta + (1 - config.beta) * (index / config.steps)
-        batch = herjax.sample(buffer, key_sample, config.batch_size, beta=beta)
-    agent, errors, _ = bitflip.update(config, loop.agent, batch, index)
+        batch = herjax.sample(buffer, keys[3], config.batch_size, beta=beta)
+    agent, errors, _ = bitflip.update(config, loop.agent, batch)
     if num_operations >= 4:
         buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(errors))
-    return bitflip.Loop(agent, buffer, outcome.env_state, outcome.observation)
+    return bitflip.Loop(agent, buffer, env)
 
 
 def filled(config: bitflip.Config, key: jax.Array) -> bitflip.Loop:
@@ -143,7 +150,7 @@ def measure(settings: Settings, seeds: int, batch_size: int) -> list[Row]:
 
     def program(variant: bitflip.Config, step: Any) -> Any:
         start = partial(filled if settings.full else bitflip.start, variant)
-        return scan_program(partial(step, variant), start, settings.steps, seeds, bitflip.KEYS_A_STEP)
+        return scan_program(partial(step, variant), start, settings.steps, seeds, KEYS)
 
     variants = list(product(settings.capacities, settings.num_steps))
     small = dataclasses.replace(config, capacity=config.max_episode_length, prioritized=False)
@@ -154,7 +161,7 @@ def measure(settings: Settings, seeds: int, batch_size: int) -> list[Row]:
         names = [f"{kind} {capacity:,}, {num_steps}-step" for capacity, num_steps in variants]
         for name, (capacity, num_steps) in zip(names, variants, strict=True):
             variant = dataclasses.replace(config, prioritized=prioritized, capacity=capacity, num_steps=num_steps)
-            programs[name] = program(variant, lambda *args: bitflip.train_step(*args)[0])
+            programs[name] = program(variant, train_step)
             firsts[name] = names[0]
     taken = seconds(programs, settings.rounds)
     rows = []
@@ -188,7 +195,7 @@ def measure_shares(settings: Settings, seeds: int) -> list[Row]:
                 start,
                 settings.steps,
                 seeds,
-                bitflip.KEYS_A_STEP,
+                KEYS,
             )
             for count in range(len(operations) + 1)
         }
