@@ -1,4 +1,26 @@
-"""herjax: Hindsight Experience Replay inside the training loop. One immutable state, and pure jitted functions."""
+"""Hindsight Experience Replay (Andrychowicz et al. 2017, arXiv:1707.01495) for JAX, inside the training loop.
+
+The buffer is one immutable pytree, a `BufferState`. A function that writes to it returns the next state. The functions below
+are pure, and work under `jit`, `vmap`, `scan` and `shard_map`. Before the loop, `init` makes the buffer:
+
+    buffer = herjax.init(transition, capacity=100_000, max_episode_length=50, goal_fn=achieved, reward_fn=reward)
+
+Each step of the loop then calls, in this order:
+
+    buffer = herjax.add(buffer, transition)  # any pytree of arrays
+    buffer = herjax.end_episode(buffer, goal, key_goals, done=done)  # the goal that was pursued
+    batch = herjax.sample(buffer, key_sample, batch_size=64)  # a `Sample`; zeros until an episode has ended
+    td_error = ...  # your update, its loss weighted by batch.weights
+    buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(td_error))  # only with a priority_exponent
+
+- `size` and `can_sample` say what the buffer holds. `check`, outside of the loop, says whether a state is sound.
+- `discard` drops a running episode. `after` keeps some loops from copying the buffer.
+- `geometric` and `mixture` make strategies, besides "future", "final", "episode" and "random".
+- `herjax.envs` has environments, `herjax.checkpoints` saves training states. `__version__` is the version.
+
+Where to begin: every option is explained in `help(herjax.init)`. The help of each function has an example that runs as it is
+printed. The README has a whole training loop.
+"""
 
 from herjax.buffer import add, discard, end_episode, init
 from herjax.invariants import check
