@@ -32,7 +32,7 @@ def init(
     priority_epsilon: float = 1e-6,
     num_envs: int | None = None,
 ) -> BufferState:
-    """Makes an empty buffer.
+    """Makes an empty buffer, for hindsight experience replay (arXiv:1707.01495, algorithm 1).
 
     The functions are kept in the state and compare by identity: define them once, outside the training loop.
 
@@ -62,6 +62,13 @@ def init(
     Raises:
       ValueError: an argument is out of range, or a function returns the wrong shape; the message says what to give.
       TypeError: an argument or a function's result is of the wrong type.
+
+    Example:
+      >>> import herjax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
+      >>> int(herjax.size(buffer)), bool(herjax.can_sample(buffer))
+      (0, False)
     """
     config = Config(
         transition=Layout.of("transition", transition),
@@ -99,6 +106,15 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     Raises:
       ValueError: the transition's structure or a leaf's shape differs from the example's, or `mask` has another shape.
       TypeError: a leaf's dtype differs, or `mask` is no bool.
+
+    Example:
+      >>> import herjax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=2, goal_fn=lambda t: t, reward_fn=reward)
+      >>> for position in (1.0, 2.0, 3.0):
+      ...     buffer = herjax.add(buffer, jnp.float32(position))
+      >>> int(herjax.size(buffer)), int(buffer.num_dropped)  # The episode still runs; the third did not fit.
+      (0, 1)
     """
     config = state.config
     config.transition.check("transition", transition, config.num_envs)
@@ -132,11 +148,13 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
 def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array | bool = True) -> BufferState:
     """Ends the running episode: hindsight goals are drawn, rewards recomputed, and its transitions can be sampled.
 
+    With `relabel="sample"`, `sample` draws the goals and recomputes the rewards instead.
+
     Args:
       state: the buffer.
       goal: the goal that the ended episode pursued; structure, shapes and dtypes are those of `goal_fn`'s result. With
         `num_envs`, a goal of each environment along a leading axis.
-      key: draws the hindsight goals; used up.
+      key: one key, also with `num_envs`: draws the hindsight goals; used up.
       done: bool [], whether the episode ended; with `num_envs`, that or bool [num_envs]. Where it is False, or no transition is
         pending, nothing changes.
 
@@ -146,6 +164,15 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
     Raises:
       ValueError: the goal's structure or a leaf's shape differs from `goal_fn`'s, or `key` or `done` has another shape.
       TypeError: a leaf's dtype differs, `key` is no key, or `done` is no bool.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
+      >>> buffer = herjax.add(buffer, jnp.float32(3))
+      >>> buffer = herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))
+      >>> sorted(set(herjax.sample(buffer, jax.random.key(1), 64).goal.tolist()))  # One was achieved, one was pursued.
+      [3.0, 5.0]
     """
     config = state.config
     config.goal.check("goal", goal, config.num_envs)
@@ -179,15 +206,26 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
 def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
     """Drops the running episode, as if it had never begun: after a crash of the simulator, or a restart from a checkpoint.
 
-    What it made room for stays gone.
+    The old transitions whose place it took do not come back.
 
     Args:
       state: the buffer.
-      done: bool [], whether to; with `num_envs`, that or bool [num_envs].
+      done: bool [], whether to drop it; with `num_envs`, that or bool [num_envs].
+
+    Returns:
+      The next state. Where `done` is False, or no transition is pending, nothing changes.
 
     Raises:
       ValueError: `done` has another shape.
       TypeError: `done` is no bool.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
+      >>> buffer = herjax.discard(herjax.add(buffer, jnp.float32(3)))
+      >>> int(herjax.size(herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))))
+      0
     """
     dropped = checks.flags("done", done, state.config.num_envs)
     return dataclasses.replace(state, pending=jnp.where(dropped, 0, state.pending))

@@ -37,6 +37,15 @@ def check(state: BufferState) -> None:
     Raises:
       ValueError: the first invariant broken: which array, where, its value, and what it must be.
       TypeError: `state` is no `BufferState` of arrays, or is traced.
+
+    Example:
+      >>> import dataclasses, herjax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
+      >>> herjax.check(buffer)  # Says nothing: all is well.
+      >>> herjax.check(dataclasses.replace(buffer, pending=jnp.array([5])))
+      Traceback (most recent call last):
+      ValueError: state.pending of environment 0 is 5; it must lie in 0 .. 4, the max_episode_length.
     """
     if not isinstance(state, BufferState):
         raise TypeError(f"state is a {type(state).__name__}; give the BufferState that init and its kin return.")

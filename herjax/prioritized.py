@@ -23,13 +23,15 @@ def update_priorities(
 ) -> BufferState:
     """Sets the priorities of sampled copies, stored as `(p + priority_epsilon)^priority_exponent` within [2^-96, 2^96].
 
+    This is the proportional variant of arXiv:1511.05952, section 3.3. New copies enter with the largest priority so far.
+
     Where an index comes twice, its last accepted priority wins. A priority that is NaN, infinite or negative, or whose index
     holds nothing, changes nothing, is counted in `num_rejected`, and named under checkify; on an empty buffer it is ignored.
 
     Args:
       state: the buffer, made with a `priority_exponent`.
       indices: integer [n], from `sample`.
-      priorities: [n], the new absolute TD errors.
+      priorities: float [n], the new absolute TD errors.
       axis_name: a mapped axis over which the buffer is sharded; the largest priority so far, which new copies enter with, is
         then that of the whole.
 
@@ -39,6 +41,18 @@ def update_priorities(
     Raises:
       ValueError: the buffer is uniform, or the shapes differ.
       TypeError: `indices` are not integers.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> settings = dict(capacity=8, max_episode_length=4, goal_fn=lambda t: t, num_goals=0, priority_exponent=1)
+      >>> buffer = herjax.init(jnp.float32(0), reward_fn=lambda t, goal: jnp.where(t == goal, 0.0, -1.0), **settings)
+      >>> buffer = herjax.add(herjax.add(buffer, jnp.float32(1)), jnp.float32(3))
+      >>> buffer = herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))
+      >>> batch = herjax.sample(buffer, jax.random.key(1), 64)
+      >>> buffer = herjax.update_priorities(buffer, batch.indices, batch.transition)  # As if these were the TD errors.
+      >>> batch = herjax.sample(buffer, jax.random.key(2), 64)
+      >>> sorted(set(zip(batch.transition.tolist(), jnp.round(batch.probabilities, 2).tolist())))
+      [(1.0, 0.25), (3.0, 0.75)]
     """
     config = state.config
     tree = _check_update(state, indices, priorities)

@@ -123,9 +123,21 @@ def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
       weights: the weight of each source, a strategy's name or function. Finite, >= 0, one of them above 0; they need not add up
         to 1.
 
+    Returns:
+      The strategy, for `init`. Two of the same sources and shares are equal.
+
     Raises:
-      ValueError: a weight is out of range, all are 0, or a name is unknown.
-      TypeError: a source is no name and no function, or is a mixture; a weight is no number.
+      ValueError: a weight is out of range, all are 0, a name is unknown, or a function returns no scalar.
+      TypeError: `weights` are no dict; a source is a mixture, or neither a name nor a function `(key, step, length)` that
+        returns an integer; a weight is no number.
+
+    Example:
+      >>> import herjax
+      >>> herjax.mixture({"future": 4, "random": 1})
+      mixture({future: 0.8, random: 0.2})
+      >>> herjax.mixture({"future": 0})
+      Traceback (most recent call last):
+      ValueError: mixture's weights add up to 0.0; give at least one source a finite weight above 0.
     """
     if not isinstance(weights, Mapping):
         raise TypeError(f"mixture is given {weights!r}; give a dict of sources and their weights.")
@@ -188,9 +200,20 @@ def geometric(discount: float) -> StrategyFn:
     Args:
       discount: in [0, 1]. 0 keeps the transition's own achieved goal, 1 is `"future"`.
 
+    Returns:
+      The strategy, `(key, step, length) -> goal_step`: int32 scalars, but for the key, which is used up.
+
     Raises:
       TypeError: `discount` is no number.
       ValueError: `discount` lies outside [0, 1].
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> strategy = herjax.geometric(0.9)
+      >>> keys = jax.random.split(jax.random.key(0), 100)
+      >>> steps = jax.vmap(strategy, (0, None, None))(keys, jnp.int32(2), jnp.int32(5))
+      >>> sorted(set(steps.tolist())), strategy == herjax.geometric(0.9)  # Goals for step 2 of an episode of 5 steps.
+      ([2, 3, 4], True)
     """
     discount = checks.number("geometric's discount", discount, most=1)
     return Quantile(f"geometric({discount})", _Geometric(discount))

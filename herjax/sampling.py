@@ -18,18 +18,40 @@ class Sample(NamedTuple):
     """A batch of copies; every field is [batch_size, ...]. On an empty buffer all of it is zero.
 
     A value to learn from is `reward + discount * value(last.next_observation, goal)`.
+
+    Attributes:
+      transition: the transitions, in the structure, shapes and dtypes of `init`'s example.
+      goal: the goal of each copy, as `goal_fn` returns it: the one that was pursued, or a hindsight goal.
+      reward: under that goal, in `reward_fn`'s dtype. With num_steps > 1, the discounted sum of the window, in a float's.
+      terminated: whether `last` ends the task under that goal. None without `terminated_fn`.
+      is_hindsight: whether the goal is a hindsight goal.
+      indices: for `update_priorities`.
+      probabilities: of drawing that index.
+      weights: importance weights, divided by the largest of the batch; ones when uniform.
+      last: the last transition of the window; with num_steps=1, `transition`.
+      discount: 0 where terminated, else discount^m for a window of m steps. None if `init` was given no discount.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> settings = dict(capacity=8, max_episode_length=4, goal_fn=lambda t: t, num_goals=0, num_steps=2, discount=0.5)
+      >>> buffer = herjax.init(jnp.float32(0), reward_fn=lambda t, goal: jnp.where(t == goal, 0.0, -1.0), **settings)
+      >>> buffer = herjax.add(herjax.add(buffer, jnp.float32(3)), jnp.float32(4))
+      >>> buffer = herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))
+      >>> batch = herjax.sample(buffer, jax.random.key(1), 64)
+      >>> isinstance(batch, herjax.Sample), sorted(set(zip(batch.reward.tolist(), batch.discount.tolist())))
+      (True, [(-1.5, 0.25), (-1.0, 0.5)])
     """
 
     transition: Transition
     goal: Goal
-    reward: jax.Array  # [batch_size]; in `reward_fn`'s dtype. With num_steps > 1, of the window, in a float's.
-    terminated: jax.Array | None  # bool [batch_size]; of `last`. None without `terminated_fn`.
-    is_hindsight: jax.Array  # bool [batch_size]; whether the goal is a hindsight goal.
-    indices: jax.Array  # int32 [batch_size]; for `update_priorities`.
-    probabilities: jax.Array  # float32 [batch_size]; of drawing that index.
-    weights: jax.Array  # float32 [batch_size]; importance weights over the largest drawn.
-    last: Transition  # The last of the window; with num_steps=1, `transition`.
-    discount: jax.Array | None  # float32 [batch_size]; 0 where terminated, else discount^m of a window of m. None without one.
+    reward: jax.Array  # [batch_size]
+    terminated: jax.Array | None  # bool [batch_size]
+    is_hindsight: jax.Array  # bool [batch_size]
+    indices: jax.Array  # int32 [batch_size]
+    probabilities: jax.Array  # float32 [batch_size]
+    weights: jax.Array  # float32 [batch_size]
+    last: Transition
+    discount: jax.Array | None  # float32 [batch_size]
 
 
 def sample(
@@ -45,9 +67,9 @@ def sample(
 
     Args:
       state: the buffer.
-      key: draws the batch; used up.
+      key: one key, also with `num_envs`: draws the batch, and with `relabel="sample"` its goals; used up.
       batch_size: copies drawn, static, >= 1.
-      beta: exponent of the importance weights `(N P)^-beta` (arXiv:1511.05952, section 3.4); may be traced.
+      beta: exponent of the importance weights `(N P)^-beta` (arXiv:1511.05952, section 3.4), float []; may be traced.
       hindsight_ratio: the share of draws with a hindsight goal, float [] in [0, 1]; may be traced. None: k / (k + 1). Another
         needs `relabel="sample"` and `num_goals` >= 1. One out of range is clipped, and named under checkify.
       axis_name: a mapped axis over which the buffer is sharded; `probabilities` and `weights` are then those of the whole.
@@ -56,8 +78,18 @@ def sample(
       The batch; zeros where no episode has finished, as `can_sample` says.
 
     Raises:
-      ValueError: `batch_size` is less than 1, `key` is several, or `hindsight_ratio` is not to be had.
+      ValueError: `batch_size` is less than 1, `key` has an axis, or `hindsight_ratio` is given where `sample` draws no goals,
+        or is not a single number.
       TypeError: `batch_size` is no int, or `key` is no key.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
+      >>> buffer = herjax.end_episode(herjax.add(buffer, jnp.float32(3)), jnp.float32(5), jax.random.key(0))
+      >>> batch = herjax.sample(buffer, jax.random.key(1), 64)
+      >>> sorted(set(zip(batch.is_hindsight.tolist(), batch.reward.tolist())))  # Every hindsight goal was reached here.
+      [(False, -1.0), (True, 0.0)]
     """
     batch_size = checks.whole("batch_size", batch_size, 1)
     batch: Sample = _sample(state, key, batch_size=batch_size, beta=beta, hindsight_ratio=hindsight_ratio, axis_name=axis_name)

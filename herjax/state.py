@@ -36,8 +36,19 @@ from herjax.rows import INT32_MAX, Pytree
 class BufferState:
     """The state of one buffer: a pytree, made by `init` and by the functions that take one.
 
-    R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`. Row R is nobody's and stays 0: zeros
-    are written there where there is nothing to write. Only `num_dropped` and `num_rejected` are meant to be read by users.
+    Only two of its fields are meant to be read by users, both counters, int32 []: `num_dropped`, the transitions past
+    `max_episode_length`, which were not stored; and `num_rejected`, the priorities that `update_priorities` did not accept.
+
+    In the comments on the fields, R is `config.num_rows`, K is `config.num_copies`, n is `config.envs`. Row R is nobody's and
+    stays 0: zeros are written there where there is nothing to write.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> achieved, reward = lambda t: t, lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> start = lambda _: herjax.init(jnp.zeros(()), capacity=8, max_episode_length=4, goal_fn=achieved, reward_fn=reward)
+      >>> buffers = jax.vmap(start)(jnp.arange(3))  # One for each of three seeds.
+      >>> isinstance(buffers, herjax.BufferState), buffers.num_dropped.tolist()
+      (True, [0, 0, 0])
     """
 
     transitions: jax.Array  # R + 1 rows of `config.transition`: uint32 [(R + 1) * words]; [R + 1, words] where they are wide.
@@ -77,14 +88,47 @@ def empty(config: Config) -> BufferState:
 
 @jax.jit
 def can_sample(state: BufferState) -> jax.Array:
-    """Whether an episode has finished, so that `sample` has something to draw: bool []."""
+    """Whether an episode has finished, so that `sample` has something to draw.
+
+    Args:
+      state: the buffer.
+
+    Returns:
+      bool []: whether `size` is above 0. With `num_envs`, one environment's episode is enough.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
+      >>> buffer = herjax.add(buffer, jnp.float32(3))
+      >>> bool(herjax.can_sample(buffer))  # The episode still runs.
+      False
+      >>> bool(herjax.can_sample(herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))))
+      True
+    """
     held: jax.Array = size(state) > 0
     return held
 
 
 @jax.jit
 def size(state: BufferState) -> jax.Array:
-    """Finished transitions held, copies not counted: int32 []."""
+    """The number of finished transitions held: neither their copies nor the running episode count.
+
+    Args:
+      state: the buffer.
+
+    Returns:
+      int32 [], in `0 .. capacity`; of all environments together.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
+      >>> buffer = herjax.add(herjax.add(buffer, jnp.float32(3)), jnp.float32(4))
+      >>> buffer = herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))
+      >>> int(herjax.size(buffer)), int(herjax.size(herjax.add(buffer, jnp.float32(1))))
+      (2, 2)
+    """
     return jnp.sum(state.held, dtype=jnp.int32)
 
 
@@ -97,7 +141,19 @@ def after(state: BufferState, values: Pytree) -> BufferState:
 
     Args:
       state: the buffer.
-      values: a pytree of arrays, such as a batch.
+      values: a pytree of arrays, such as a batch; any shapes and dtypes.
+
+    Returns:
+      The same state.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
+      >>> batch = herjax.sample(buffer, jax.random.key(0), 64)
+      >>> later = herjax.after(buffer, batch)  # Say it here, between `sample` and `add`.
+      >>> all(jax.tree.leaves(jax.tree.map(jnp.array_equal, later, buffer)))
+      True
     """
     # Every place written to is counted from `head`. `held` is never negative, but XLA does not know.
     return dataclasses.replace(state, head=jnp.where(state.held >= 0, state.head, seen(values)))
