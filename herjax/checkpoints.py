@@ -50,6 +50,12 @@ def save(folder: Path | str, tree: Pytree, *, settings: Json | None = None, note
     Raises:
       RuntimeError: there are several processes.
       ValueError: what the folder holds is damaged.
+
+    Example:
+      >>> import jax.numpy as jnp, herjax.checkpoints as checkpoints
+      >>> checkpoints.save("results/run", {"steps": jnp.int32(3)}, notes={"best": 0.5})
+      >>> checkpoints.restore("results/run", {"steps": jnp.int32(0)}).notes
+      {'best': 0.5}
     """
     _require_one_process()
     folder = Path(folder).absolute()
@@ -76,6 +82,12 @@ def restore(folder: Path | str, tree: Pytree, *, settings: Json | None = None) -
     Raises:
       ValueError: the state has other settings or shapes than these, or a file is not as it was written; both values are named.
       RuntimeError: there are several processes.
+
+    Example:
+      >>> import jax.numpy as jnp, herjax.checkpoints as checkpoints
+      >>> checkpoints.save("results/run", {"steps": jnp.int32(3)})
+      >>> int(checkpoints.restore("results/run", {"steps": jnp.int32(0)}).tree["steps"])
+      3
     """
     _require_one_process()
     folder = Path(folder).absolute()
@@ -95,7 +107,15 @@ def restore(folder: Path | str, tree: Pytree, *, settings: Json | None = None) -
 
 
 def discard(folder: Path | str) -> None:
-    """Deletes what is saved in a folder, and the folder, if nothing else is in it; killed half-way, nothing counts as saved."""
+    """Deletes what is saved in a folder, and the folder, if nothing else is in it; killed half-way, nothing counts as saved.
+
+    Example:
+      >>> import jax.numpy as jnp, herjax.checkpoints as checkpoints
+      >>> checkpoints.save("results/run", {"steps": jnp.int32(3)})
+      >>> checkpoints.discard("results/run")
+      >>> checkpoints.restore("results/run", {"steps": jnp.int32(0)}) is None
+      True
+    """
     folder = Path(folder)
     (folder / _RECORD).unlink(missing_ok=True)
     _delete_states(folder)
@@ -108,6 +128,11 @@ def describe(tree: Pytree) -> Json:
 
     Functions count by their names, so give those that differ different ones. `restore` compares it; where orbax is used by
     itself, it can be kept beside the state.
+
+    Example:
+      >>> import jax.numpy as jnp, herjax.checkpoints as checkpoints
+      >>> checkpoints.describe({"steps": jnp.int32(3), "weights": jnp.zeros((2, 4))})
+      {'steps': 'int32[]', 'weights': 'float32[2, 4]'}
     """
     found: Json = {}
     nodes = jax.tree.leaves_with_path(tree, is_leaf=lambda node: isinstance(node, BufferState))
@@ -123,7 +148,14 @@ def describe(tree: Pytree) -> Json:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Writes a file such that a reader, or one who comes after a crash, finds the old text or the new one, whole."""
+    """Writes a file such that a reader, or one who comes after a crash, finds the old text or the new one, whole.
+
+    Example:
+      >>> import pathlib, herjax.checkpoints as checkpoints
+      >>> checkpoints.replace_file(pathlib.Path("notes.txt"), "all of it")
+      >>> pathlib.Path("notes.txt").read_text()
+      'all of it'
+    """
     beside = path.with_suffix(".new")
     with beside.open("w") as file:
         file.write(text)
