@@ -30,13 +30,24 @@ class EnvParams(environment.EnvParams):
 class BitFlip(environment.Environment[EnvState, EnvParams]):
     """Flip one bit a step until all are as in the goal. The reward is -1, and 0 on reaching the goal, which terminates.
 
-    Start and goal are drawn independently and uniformly at each reset.
+    From the HER paper (arXiv:1707.01495, section 3.1). Start and goal are drawn independently and uniformly at each reset.
+
+    Observed, float32 [num_bits] of 0 and 1: the bits, which are also the achieved goal. An action is an int32 [].
 
     Args:
       num_bits: bits in the state, n in the paper; action i flips bit i.
 
     Raises:
       ValueError: `num_bits` is less than 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from herjax.envs import BitFlip
+      >>> env = BitFlip(num_bits=4)
+      >>> seen, state = env.reset(jax.random.key(0), env.default_params)
+      >>> *_, info = env.step(jax.random.key(1), state, jnp.int32(2), env.default_params)
+      >>> jnp.flatnonzero(info["final_observation"]["observation"] != seen["observation"]).tolist()  # Action 2 flips bit 2.
+      [2]
     """
 
     def __init__(self, num_bits: int = 10) -> None:
@@ -57,7 +68,7 @@ class BitFlip(environment.Environment[EnvState, EnvParams]):
     def step_env(
         self, key: jax.Array, state: EnvState, action: int | float | jax.Array, params: EnvParams
     ) -> tuple[Observation, EnvState, jax.Array, jax.Array, dict[Any, Any]]:
-        """Flips bit `action`, int32 []."""
+        """Flips bit `action`, int32 []; `key` is not used."""
         del key, params
         flipped = jnp.where(jnp.arange(self.num_bits) == action, 1 - state.bits, state.bits)
         state = state.replace(time=state.time + 1, bits=flipped)
@@ -65,7 +76,7 @@ class BitFlip(environment.Environment[EnvState, EnvParams]):
         return _observe(state), state, reward, reward == 0, {}
 
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[Observation, EnvState]:
-        """Draws start and goal."""
+        """Draws start and goal; `key` is used up."""
         del params
         # Drawn flat: XLA takes a third of the time to compile that.
         drawn = jax.random.bernoulli(key, shape=(2 * self.num_bits,)).astype(jnp.float32)

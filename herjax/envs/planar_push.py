@@ -53,13 +53,25 @@ class PlanarPush(Table[EnvState, EnvParams]):
     the centres, `EnvParams` the radii.
 
     Observed, float32 [8]: the hand's position [2], the puck's [2], the puck's velocity (length / step) [2], and the puck's
-    position less the hand's [2]. The achieved goal is the puck's position.
+    position less the hand's [2]. The achieved goal, float32 [2], is the puck's position. An action is float32 [2].
+
+    The planar counterpart of the pushing task of the HER paper (arXiv:1707.01495, section 4.1).
 
     Args:
       num_substeps: substeps a step.
 
     Raises:
       ValueError: `num_substeps` is less than 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from herjax.envs import PlanarPush
+      >>> env = PlanarPush()
+      >>> seen, state = env.reset(jax.random.key(0), env.default_params)
+      >>> seen["observation"].shape, seen["achieved_goal"].tolist() == state.puck.tolist()
+      ((8,), True)
+      >>> float(env.compute_reward(jnp.zeros(2), jnp.array([0.04, 0.0])))  # Within the tolerance, 0.05.
+      0.0
     """
 
     def __init__(self, num_substeps: int = 10) -> None:
@@ -76,7 +88,10 @@ class PlanarPush(Table[EnvState, EnvParams]):
     def step_env(
         self, key: jax.Array, state: EnvState, action: int | float | jax.Array, params: EnvParams
     ) -> tuple[Observation, EnvState, jax.Array, jax.Array, dict[Any, Any]]:
-        """Moves the hand at `params.max_speed * action`, float32 [2], for one step; actions are clipped to [-1, 1]."""
+        """Moves the hand at `params.max_speed * action`, float32 [2], for one step; `key` is not used.
+
+        Actions are clipped to [-1, 1].
+        """
         del key
         command = params.max_speed * jnp.clip(action, -1, 1)
         dt = 1 / self.num_substeps
@@ -86,7 +101,7 @@ class PlanarPush(Table[EnvState, EnvParams]):
         return self.get_obs(state), state, reward, self.is_terminated(state, params), {}
 
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[Observation, EnvState]:
-        """Draws the puck's position and the goal; the puck is at rest."""
+        """Draws the puck's position and the goal; the puck is at rest. `key` is used up."""
         drawn = jax.random.uniform(key, (4,))
         puck = polar(drawn[:2], params.min_puck_distance, params.max_puck_distance)
         goal = puck + polar(drawn[2:], params.min_goal_distance, params.max_goal_distance)

@@ -23,8 +23,20 @@ class PlanarReach(Table[TableState, EnvParams]):
 
     The hand starts at the centre, the goal is drawn around it (distance and direction uniform). An action is the hand's
     velocity in units of `params.max_speed`, walls stop the hand. As in Fetch, no goal terminates: episodes are truncated.
-    What is observed is the hand's position, which is also the achieved goal. To draw a scene: `TableState` has the centres,
-    `EnvParams` the radii.
+    To draw a scene: `TableState` has the centres, `EnvParams` the radii and their units.
+
+    Observed, float32 [2]: the hand's position, which is also the achieved goal. An action is float32 [2].
+
+    The planar counterpart of FetchReach (Plappert et al. 2018, arXiv:1802.09464, section 1.1).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from herjax.envs import PlanarReach
+      >>> env = PlanarReach()
+      >>> _, state = env.reset(jax.random.key(0), env.default_params)
+      >>> *_, info = env.step(jax.random.key(1), state, jnp.array([1.0, 0.0]), env.default_params)
+      >>> [round(x, 3) for x in info["final_observation"]["achieved_goal"].tolist()]  # Moved by max_speed.
+      [0.1, 0.0]
     """
 
     @property
@@ -35,7 +47,7 @@ class PlanarReach(Table[TableState, EnvParams]):
     def step_env(
         self, key: jax.Array, state: TableState, action: int | float | jax.Array, params: EnvParams
     ) -> tuple[Observation, TableState, jax.Array, jax.Array, dict[Any, Any]]:
-        """Moves the hand by `params.max_speed * action`, float32 [2]; actions are clipped to [-1, 1]."""
+        """Moves the hand by `params.max_speed * action`, float32 [2]; actions are clipped to [-1, 1], `key` is not used."""
         del key
         extent = 1 - params.hand_radius
         hand = jnp.clip(state.hand + params.max_speed * jnp.clip(action, -1, 1), -extent, extent)
@@ -44,7 +56,7 @@ class PlanarReach(Table[TableState, EnvParams]):
         return self.get_obs(state), state, reward, self.is_terminated(state, params), {}
 
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[Observation, TableState]:
-        """Draws a goal."""
+        """Draws a goal; `key` is used up."""
         drawn = jax.random.uniform(key, (2,))
         goal = polar(drawn, params.min_goal_distance, params.max_goal_distance)
         state = TableState(time=jnp.int32(0), hand=jnp.zeros(2), goal=goal)
