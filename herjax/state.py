@@ -88,7 +88,10 @@ def empty(config: Config) -> BufferState:
 
 @jax.jit
 def can_sample(state: BufferState) -> jax.Array:
-    """Whether an episode has finished, so that `sample` has something to draw.
+    """Whether a finished transition is held, so that `sample` has something to draw.
+
+    Once True, it stays True while `capacity` is above `max_episode_length`, for each environment. Where they are equal, a
+    running episode of full length takes the place of all that was held.
 
     Args:
       state: the buffer.
