@@ -7,6 +7,9 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import experiment
 
 import jax
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 from scipy import stats
 
 import bitflip
+import flags
 import herjax
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -28,7 +32,13 @@ RATIO_REMEDY = "give a number from 0 to 1, with --relabel sample and hindsight g
 def last_success(config: bitflip.Config) -> np.ndarray:
     """The success rate of each seed at the end, [seeds]."""
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    return np.asarray(jax.jit(jax.vmap(partial(bitflip.train, config)))(keys).success_rate[:, -1])
+    return np.asarray(jax.jit(jax.vmap(partial(bitflip.train, config)))(keys)["success_rate"][:, -1])
+
+
+def run(config: bitflip.Config) -> dict[str, Any]:
+    """The results of all seeds, as the program gets them."""
+    training = experiment.over_seeds(config, partial(bitflip.start, config), partial(bitflip.advance, config))
+    return experiment.run(config, training)[1]
 
 
 def test_learns_eight_bits() -> None:
@@ -46,7 +56,7 @@ def test_does_not_learn_without_relabelling(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_default_run_solves_ten_bits() -> None:
     """The default run ends with every seed at success 0.97 or more over its last ten evaluations."""
-    results = bitflip.run(dataclasses.replace(bitflip.Config(), progress=False))
+    results = run(dataclasses.replace(bitflip.Config(), progress=False))
     assert np.all(np.asarray(results["success_rate"])[:, -10:].mean(axis=1) >= 0.97)
 
 
@@ -62,7 +72,7 @@ def test_default_curve_is_as_high_as_ever() -> None:
     keys = jax.random.split(jax.random.key(0), number)
     for num_goals, inside in ((4, True), (2, False)):
         config = dataclasses.replace(bitflip.Config(), eval_every=500, num_goals=num_goals)
-        success_rate = jax.jit(jax.vmap(partial(bitflip.train, config)))(keys).success_rate
+        success_rate = jax.jit(jax.vmap(partial(bitflip.train, config)))(keys)["success_rate"]
         found = float(np.mean(success_rate))
         print(f"k = {num_goals}: {found:.4f}, band {mean - half_width:.4f} to {mean + half_width:.4f}")
         assert (abs(found - mean) < half_width) == inside
@@ -86,25 +96,25 @@ def test_returns_of_three_steps_from_a_mixture_learn_at_a_high_ratio_alone() -> 
 
 def test_weights_make_a_mixture() -> None:
     """A name alone is that strategy; weights need not add up to 1."""
-    assert bitflip.parse_strategy("final") == herjax.mixture({"final": 1})
-    assert bitflip.parse_strategy("future=4,random=1.0") == herjax.mixture({"future": 0.8, "random": 0.2})
+    assert flags.parse_strategy("final") == herjax.mixture({"final": 1})
+    assert flags.parse_strategy("future=4,random=1.0") == herjax.mixture({"future": 0.8, "random": 0.2})
 
 
-@pytest.mark.parametrize("strategy", bitflip.STRATEGIES)
+@pytest.mark.parametrize("strategy", flags.STRATEGIES)
 def test_every_strategy_runs(strategy: str) -> None:
     """All four strategies train, to finite losses."""
     config = dataclasses.replace(
         SMALL, num_bits=3, steps=20, seeds=1, eval_every=20, capacity=50, hidden=(8,), strategy=strategy
     )
-    assert np.all(np.isfinite(bitflip.run(config)["loss"]))
+    assert np.all(np.isfinite(run(config)["loss"]))
 
 
 def test_main_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The script prints a table and writes results.json, a plot and TensorBoard scalars; the same key, the same figures."""
-    flags = ["--num-bits", "4", "--steps", "60", "--seeds", "2", "--eval-every", "20", "--capacity", "200", "--hidden", "8"]
+    options = ["--num-bits", "4", "--steps", "60", "--seeds", "2", "--eval-every", "20", "--capacity", "200", "--hidden", "8"]
     figures = []
     for out in (tmp_path / "first", tmp_path / "second"):
-        bitflip.main([*flags, "--no-progress", "--out", str(out), "--log-dir", str(out / "logs")])
+        bitflip.main([*options, "--no-progress", "--out", str(out), "--log-dir", str(out / "logs")])
         results = json.loads((out / "results.json").read_text())
         figures.append((results["success_rate"], results["loss"]))
         assert np.shape(results["success_rate"]) == np.shape(results["loss"]) == (2, 3)
@@ -129,10 +139,10 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 
     With other settings of training it is refused, and both values are named.
     """
-    flags = ["--num-bits", "4", "--steps", "80", "--seeds", "2", "--eval-every", "2", "--capacity", "200", "--hidden", "8"]
-    flags += ["--no-progress", "--checkpoint-seconds", "0"]
+    options = ["--num-bits", "4", "--steps", "80", "--seeds", "2", "--eval-every", "2", "--capacity", "200", "--hidden", "8"]
+    options += ["--no-progress", "--checkpoint-seconds", "0"]
     kept = ["--checkpoint", str(tmp_path / "state")]
-    save, saves = bitflip.checkpoints.save, []
+    save, saves = experiment.checkpoints.save, []
 
     def save_or_die(*args: object, **options: object) -> None:
         if len(saves) == 2:
@@ -140,21 +150,21 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
         saves.append(save(*args, **options))
 
     with monkeypatch.context() as patch:
-        patch.setattr(bitflip.checkpoints, "save", save_or_die)
+        patch.setattr(experiment.checkpoints, "save", save_or_die)
         with pytest.raises(Interrupted):
-            bitflip.main([*flags, *kept, "--out", str(tmp_path / "cut")])
+            bitflip.main([*options, *kept, "--out", str(tmp_path / "cut")])
     for out, more in (("whole", []), ("cut", kept), ("again", kept)):
         resumed = []
-        monkeypatch.setattr(bitflip.checkpoints, "save", lambda *_, resumed=resumed, **o: resumed.append(save(*_, **o)))
-        bitflip.main([*flags, *more, "--out", str(tmp_path / out)])
-        assert len(resumed) == {"whole": 0, "cut": 2, "again": 0}[out], "20 of 40 evaluations were left"
+        monkeypatch.setattr(experiment.checkpoints, "save", lambda *_, resumed=resumed, **o: resumed.append(save(*_, **o)))
+        bitflip.main([*options, *more, "--out", str(tmp_path / out)])
+        assert len(resumed) == {"whole": 0, "cut": 38, "again": 0}[out], "38 of 40 evaluations were left"
     whole, cut, again = (json.loads((tmp_path / out / "results.json").read_text()) for out in ("whole", "cut", "again"))
     for name in ("success_rate", "loss"):
         assert np.shape(whole[name]) == (2, 40)
         assert whole[name] == cut[name] == again[name]
     assert again["seconds"] == cut["seconds"]
     with pytest.raises(SystemExit):
-        bitflip.main([*flags, *kept, "--learning-rate", "0.1"])
+        bitflip.main([*options, *kept, "--learning-rate", "0.1"])
     assert "was saved with learning_rate 0.001, and learning_rate 0.1 is asked for; give" in capsys.readouterr().err
 
 
@@ -174,17 +184,17 @@ def test_a_vmapped_seed_is_the_run_alone() -> None:
     train = partial(bitflip.train, config)
     keys = jax.random.split(jax.random.key(0), 2)
     together = jax.jit(jax.vmap(train))(keys)
-    assert len(np.unique(np.asarray(together.loss)[:, 0])) == 2
+    assert len(np.unique(np.asarray(together["loss"])[:, 0])) == 2
     train_alone = jax.jit(train)
     for seed, key in enumerate(keys):
         alone = train_alone(key)
-        print(np.max(np.abs(np.asarray(together.loss)[seed] / np.asarray(alone.loss) - 1)))
-        np.testing.assert_allclose(together.loss[seed], alone.loss, rtol=1e-3)
-        np.testing.assert_array_equal(together.success_rate[seed], alone.success_rate)
+        print(np.max(np.abs(np.asarray(together["loss"])[seed] / np.asarray(alone["loss"]) - 1)))
+        np.testing.assert_allclose(together["loss"][seed], alone["loss"], rtol=1e-3)
+        np.testing.assert_array_equal(together["success_rate"][seed], alone["success_rate"])
 
 
 @pytest.mark.parametrize(
-    ("flags", "remedy"),
+    ("options", "remedy"),
     [
         ("--seeds 0", "--seeds is 0; give at least 1."),
         ("--steps -100", "--steps is -100; give at least 1."),
@@ -193,33 +203,37 @@ def test_a_vmapped_seed_is_the_run_alone() -> None:
         ("--strategy future=1,future=2", f"--strategy is future=1,future=2; {STRATEGY_REMEDY}"),
         ("--strategy future=1,final", f"--strategy is future=1,final; {STRATEGY_REMEDY}"),
         ("--strategy future=-1", f"--strategy is future=-1; {STRATEGY_REMEDY}"),
-        ("--relabel never", "--relabel is never; give episode_end or sample."),
         ("--hindsight-ratio 0.5", f"--hindsight-ratio is 0.5; {RATIO_REMEDY}"),
         ("--hindsight-ratio 2 --relabel sample", f"--hindsight-ratio is 2.0; {RATIO_REMEDY}"),
         ("--hindsight-ratio 1 --relabel sample --num-goals 0", f"--hindsight-ratio is 1.0; {RATIO_REMEDY}"),
         ("--num-steps 0", "--num-steps is 0; give at least 1."),
-        ("--capacity 50", "--capacity is 50; give room for one episode, --max-episode-length, 100, at least."),
+        (
+            "--capacity 50",
+            "capacity is 50, less than one episode; give a capacity of at least 100: max_episode_length is 100.",
+        ),
+        ("--hidden 64 0", "--hidden is (64, 0); give at least 1 unit in each layer."),
+        ("--checkpoint README.md", "--checkpoint is README.md; give a folder, not a file."),
         ("--num-goals -1", "--num-goals is -1; give 0 for no HER, or a number of hindsight goals per transition."),
         ("--steps 150", "--steps is 150; give a multiple of --eval-every, 100."),
         ("--epsilon 2", "--epsilon is 2.0; give a number from 0 to 1."),
     ],
 )
-def test_bad_flags_get_one_line_and_status_2(flags: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_flags_get_one_line_and_status_2(options: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A setting that cannot work is refused in one line that says what to give instead."""
     with pytest.raises(SystemExit) as exit_info:
-        bitflip.main(flags.split())
+        bitflip.main(options.split())
     assert exit_info.value.code == 2
-    assert capsys.readouterr().err == f"bitflip.py: {remedy}\n"
+    assert capsys.readouterr().err.partition(": ")[2] == f"{remedy}\n"
 
 
 def test_script_shares_seeds_out_among_devices(tmp_path: Path) -> None:
     """Run as a program, on one device or on two of which one gets fewer seeds, it finds the same and counts every step once."""
-    flags = ["--num-bits", "3", "--steps", "40", "--seeds", "3", "--eval-every", "20", "--max-episode-length", "5"]
+    options = ["--num-bits", "3", "--steps", "40", "--seeds", "3", "--eval-every", "20", "--max-episode-length", "5"]
     results = []
     for devices in (1, 2):
         out = tmp_path / str(devices)
         done = subprocess.run(
-            [sys.executable, bitflip.__file__, *flags, "--out", str(out)],
+            [sys.executable, bitflip.__file__, *options, "--out", str(out)],
             env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
             capture_output=True,
             text=True,
@@ -238,10 +252,9 @@ def test_script_shares_seeds_out_among_devices(tmp_path: Path) -> None:
 
 def after_200_steps(config: bitflip.Config) -> bitflip.Loop:
     """A run's state after 200 steps."""
-    keys = jax.random.split(jax.random.key(1), (200, bitflip.KEYS_A_STEP))
-    steps = (jax.numpy.arange(200), keys)
+    keys = jax.random.split(jax.random.key(1), (200, 4))
     return jax.jit(
-        lambda: jax.lax.scan(partial(bitflip.train_step, config), bitflip.start(config, jax.random.key(0)), steps)[0]
+        lambda: jax.lax.scan(partial(bitflip.train_step, config), bitflip.start(config, jax.random.key(0)), keys)[0]
     )()
 
 
@@ -254,6 +267,7 @@ def test_errors_are_those_of_double_q_learning(num_steps: int) -> None:
     config = dataclasses.replace(SMALL, num_bits=3, max_episode_length=5, discount=0.5, hidden=(8,), num_steps=num_steps)
     loop = after_200_steps(config)
     params, target_params = loop.agent.params, jax.tree.map(lambda leaf: 3 * leaf, loop.agent.params)
+    agent = loop.agent.replace(target_params=target_params)
     batch = herjax.sample(loop.buffer, jax.random.key(2), 500)
     network, each = bitflip.make_network(config), np.arange(500)
     chosen = np.argmax(network.apply(params, batch.last.next_observation, batch.goal), axis=1)
@@ -261,7 +275,7 @@ def test_errors_are_those_of_double_q_learning(num_steps: int) -> None:
     reward = np.asarray(batch.reward)
     target = reward + np.where(batch.terminated, 0, (1 + reward * 0.5) * following)
     value = network.apply(params, batch.transition.observation, batch.goal)[each, batch.transition.action]
-    np.testing.assert_allclose(bitflip.td_errors(config, params, target_params, batch), target - value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(partial(bitflip.td_error, agent, params))(batch), target - value, rtol=1e-4, atol=1e-5)
     assert len(np.unique(reward[~np.asarray(batch.terminated)])) == num_steps, "windows of each length"
     assert np.any(batch.terminated)
 

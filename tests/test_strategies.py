@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import experiment
+
 import numpy as np
 import pytest
 
-import bitflip
 import ddpg
+import flags
 import strategies
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -22,11 +24,12 @@ def test_each_strategy_is_trained_with_each_k(
     trained = []
     rates = np.array([[0.0, 0.0, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]])
 
-    def run(config: bitflip.Config) -> dict[str, object]:
+    def run(config: flags.HindsightFlags, _: experiment.Training) -> tuple[None, dict[str, object]]:
         trained.append((config.strategy, config.num_goals))
-        return {"success_rate": (rates * (config.num_goals > 0)).tolist()}
+        return None, {"success_rate": (rates * (config.num_goals > 0)).tolist()}
 
-    monkeypatch.setattr(bitflip, "run", run)
+    monkeypatch.setattr(experiment, "over_seeds", lambda *_: None)
+    monkeypatch.setattr(experiment, "run", run)
     strategies.main([*FLAGS, "--num-goals", "1", "4", "--out", str(tmp_path)])
     assert trained == [
         ("future", 0),
@@ -51,11 +54,12 @@ def test_pushing_is_compared_to_shaped_rewards_too(tmp_path: Path, monkeypatch: 
     """On PlanarPush three runs have no k: without HER, and with shaped rewards, with HER and without."""
     trained = []
 
-    def run(config: ddpg.Config) -> tuple[dict[str, object], None]:
+    def run(config: ddpg.Config, _: experiment.Training) -> tuple[None, dict[str, object]]:
         trained.append((config.strategy, config.num_goals, config.shaped))
-        return {"success_rate": np.full((5, 5), 0.5)}, None
+        return None, {"success_rate": np.full((5, 5), 0.5)}
 
-    monkeypatch.setattr(ddpg, "run", run)
+    monkeypatch.setattr(experiment, "over_seeds", lambda *_: None)
+    monkeypatch.setattr(experiment, "run", run)
     strategies.main(["--task", "push", "--strategies", "episode", "--num-goals", "2", "--out", str(tmp_path)])
     assert trained == [("future", 0, False), ("future", 0, True), ("future", 4, True), ("episode", 2, False)]
     rows = json.loads((tmp_path / "strategies.json").read_text())["rows"]
@@ -64,9 +68,8 @@ def test_pushing_is_compared_to_shaped_rewards_too(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("flags", "remedy"),
+    ("options", "remedy"),
     [
-        (["--task", "slide"], "--task is slide; give flip or push."),
         (
             ["--strategies", "past"],
             "--strategy is past; give one of future, final, episode, random, or weights such as future=0.8,random=0.2.",
@@ -79,11 +82,11 @@ def test_pushing_is_compared_to_shaped_rewards_too(tmp_path: Path, monkeypatch: 
         (["--task", "push", "--push.cycles", "7"], "--cycles is 7; give a multiple of --eval-every, 10."),
     ],
 )
-def test_bad_flags_are_refused_in_one_line(flags: list[str], remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_flags_are_refused_in_one_line(options: list[str], remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The flag, its value and the remedy are named."""
     with pytest.raises(SystemExit):
-        strategies.main(flags)
-    assert capsys.readouterr().err == f"strategies.py: {remedy}\n"
+        strategies.main(options)
+    assert capsys.readouterr().err.partition(": ")[2] == f"{remedy}\n"
 
 
 def test_one_strategy_learns(tmp_path: Path) -> None:
