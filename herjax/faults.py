@@ -5,6 +5,8 @@ Python, which takes five times as long. So a fault rides on a value: a primitive
 checkify alone has a rule for.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax._src import checkify  # Its table of rules is in no public module.
@@ -28,15 +30,10 @@ def reported(value: jax.Array, holds: jax.Array, message: str, **values: jax.Arr
     return with_fault
 
 
-def _checkify_rule(
-    error: checkify.Error,
-    enabled: frozenset[type],
-    value: jax.Array,
-    holds: jax.Array,
-    *values: jax.Array,
-    message: str,
-    names: tuple[str, ...],
-) -> tuple[checkify.Error, jax.Array]:
+def _checkify_rule(*arguments: Any, message: str, names: tuple[str, ...]) -> tuple[checkify.Error, jax.Array]:
+    # From jax 0.11 on, a rule is given a context before all else, which `assert_func` wants back.
+    with_context = hasattr(checkify, "CheckifyContext")
+    context, (error, enabled, value, holds, *values) = arguments[:with_context], arguments[with_context:]
     # checkify cannot put together the errors of lanes that are shared out over an Explicit axis of a mesh (jax 0.10.2).
     explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
     if checkify.FailedCheckError not in enabled or explicit:
@@ -44,7 +41,8 @@ def _checkify_rule(
     first = jnp.argmin(jnp.ravel(holds))  # Of the lanes of a vmap, the first in which it does not hold.
     found = {name: jnp.ravel(each)[first] for name, each in zip(names, values, strict=True)}
     fault = checkify.FailedCheckError(checkify.get_traceback(), message, **found)
-    return checkify.assert_func(error, ~jnp.all(holds), fault), value
+    assert_func: Any = checkify.assert_func
+    return assert_func(*context, error, ~jnp.all(holds), fault), value
 
 
 def _batching_rule(arguments: list[jax.Array], axes: list[int | None], **params: object) -> tuple[jax.Array, int | None]:
