@@ -1,10 +1,18 @@
 """Settings that every test runs under."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import Phase, settings
+
+import herjax
+
+# `.ci/run` names the virtual environment that it installed the wheel into: no test may import the folder's herjax instead.
+if (prefix := os.environ.get("HERJAX_INSTALLED_IN")) and Path(prefix).resolve() not in Path(herjax.__file__).resolve().parents:
+    raise pytest.UsageError(f"herjax was imported from {herjax.__file__}, not from {prefix}; run pytest, not python -m pytest.")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

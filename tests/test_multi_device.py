@@ -44,9 +44,11 @@ TINY = multi_device.Config(
 @functools.cache
 def report_from_eight_devices() -> str:
     """What pytest reports of this file where there are eight devices."""
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-rA", "-p", "no:cacheprovider"]
+    # With -P, `-m` does not put the working folder first on the path: PYTHONPATH alone says which herjax is under test.
+    command = [sys.executable, "-P", "-m", "pytest", __file__, "-q", "-rA", "-p", "no:cacheprovider"]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(herjax.__file__).parents[1])}
     root = Path(__file__).parents[1]
-    return subprocess.run(command, env=ENVIRONMENT, cwd=root, capture_output=True, text=True, check=False, timeout=600).stdout
+    return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=600).stdout
 
 
 def on_eight_devices(test: Callable[..., None]) -> Callable[..., None]:
