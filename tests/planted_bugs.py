@@ -17,6 +17,7 @@ from pathlib import Path
 import tyro
 
 ROOT = Path(__file__).parents[1]
+TESTS = "tests/library"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,9 @@ RELABELLING = ("test_relabel", "test_num_envs", "test_buffer")
 STORAGE = ("test_buffer", "test_num_envs")
 ENVIRONMENTS = ("test_num_envs",)
 PRIORITIES = ("test_priorities", "test_sum_tree")
-WINDOWS = ("test_n_steps", "test_machine")
-MIXTURES = ("test_mixtures", "test_machine")
-SIMULATORS = ("test_simulators", "test_machine")
+WINDOWS = ("test_n_steps", "test_random_calls")
+MIXTURES = ("test_mixtures", "test_random_calls")
+SIMULATORS = ("test_simulators", "test_random_calls")
 
 BUGS = (
     Bug(
@@ -184,7 +185,7 @@ BUGS = (
         "buffer.py",
         "full = stored & (state.held + state.pending >= config.capacity_per_env)",
         "full = mask & (state.held + state.pending >= config.capacity_per_env)",
-        ("test_machine", *STORAGE),
+        ("test_random_calls", *STORAGE),
     ),
     Bug(
         "late goals: a step is taken for the one after it",
@@ -437,7 +438,7 @@ class Settings:
     only: str = ""
     """Plant those whose claim holds this text."""
     tests: tuple[str, ...] = ()
-    """Test files to run, such as test_machine, instead of each bug's own."""
+    """Test files to run, such as test_random_calls, instead of each bug's own."""
     jobs: int = 1
     """Bugs tried side by side."""
     json: Path | None = None
@@ -466,8 +467,8 @@ def fallen_test(bug: Bug, tests: Sequence[str]) -> str | None:
         copy = planted(bug, Path(folder))
         for name in tests:
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=no_shrink"]
-            done = subprocess.run([*command, f"tests/{name}.py"], cwd=copy, capture_output=True, text=True, check=False)
-            if done.returncode == 1 and (failed := re.search(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)):
+            done = subprocess.run([*command, f"{TESTS}/{name}.py"], cwd=copy, capture_output=True, text=True, check=False)
+            if done.returncode == 1 and (failed := re.search(rf"^FAILED {TESTS}/(\S+)", done.stdout, re.MULTILINE)):
                 return failed[1]
             if done.returncode != 0:
                 raise RuntimeError(f"{bug.claim!r}: the tests did not run\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

@@ -18,7 +18,7 @@ pytest.importorskip("gymnasium_robotics")
 import ddpg  # noqa: E402 - after what may be missing.
 import fetch  # noqa: E402
 
-SCRIPT = str(Path(__file__).parent.parent / "examples" / "fetch.py")
+SCRIPT = str(Path(__file__).parents[2] / "examples" / "fetch.py")
 TINY = ["--num-envs", "2", "--eval-every", "1", "--eval-episodes", "3", "--updates", "2", "--batch-size", "8", "--hidden", "8"]
 TINY += ["--capacity", "1000", "--checkpoint-seconds", "0", "--no-progress"]
 TINY += ["--num-steps", "3", "--strategy", "future=0.8,random=0.2", "--hindsight-ratio", "0.9"]

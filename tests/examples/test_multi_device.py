@@ -47,7 +47,7 @@ def report_from_eight_devices() -> str:
     # With -P, `-m` does not put the working folder first on the path: PYTHONPATH alone says which herjax is under test.
     command = [sys.executable, "-P", "-m", "pytest", __file__, "-q", "-rA", "-p", "no:cacheprovider"]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(herjax.__file__).parents[1])}
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=600).stdout
 
 

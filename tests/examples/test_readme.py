@@ -10,7 +10,8 @@ import pytest
 
 import herjax
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -101,4 +102,4 @@ def test_a_checkpoint_is_restored_as_printed(tmp_path: Path, monkeypatch: pytest
 def test_its_files_exist() -> None:
     """Every file that the README links to is there."""
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+        assert (ROOT / target).exists(), target

@@ -9,8 +9,10 @@ import planted_bugs
 
 @pytest.mark.parametrize("bug", planted_bugs.BUGS, ids=lambda bug: bug.claim)
 def test_each_bug_has_its_one_place(bug: planted_bugs.Bug, tmp_path: Path) -> None:
-    """What a bug replaces is there once, and what it leaves is Python."""
-    source = (planted_bugs.planted(bug, tmp_path) / "herjax" / bug.file).read_text()
+    """What a bug replaces is there once, what it leaves is Python, and the tests that should notice it are in the copy."""
+    copy = planted_bugs.planted(bug, tmp_path)
+    assert all((copy / planted_bugs.TESTS / f"{name}.py").exists() for name in bug.tests)
+    source = (copy / "herjax" / bug.file).read_text()
     compile(source, bug.file, "exec")
     assert source != (planted_bugs.ROOT / "herjax" / bug.file).read_text()
 
