@@ -36,7 +36,7 @@ def test_mixtures_windows_and_play_data_run_as_printed() -> None:
     def filled(buffer: herjax.BufferState) -> herjax.BufferState:
         for episode in range(2):
             for _ in range(8):
-                step = namespace["Transition"](jnp.zeros(4), jnp.int32(0), jnp.full(4, float(episode)))
+                step = namespace["example"] | {"next_observation": jnp.full(4, float(episode))}
                 buffer = herjax.add(buffer, step)
             buffer = herjax.end_episode(buffer, jnp.full(4, 9.0), jax.random.key(episode))
         return buffer
@@ -51,7 +51,7 @@ def test_mixtures_windows_and_play_data_run_as_printed() -> None:
         return namespace["batch"]
 
     mixed, windows, play = map(batch_of, parts)
-    elsewhere = jnp.any(mixed.goal != mixed.transition.next_observation, axis=1) & mixed.is_hindsight
+    elsewhere = jnp.any(mixed.goal != mixed.transition["next_observation"], axis=1) & mixed.is_hindsight
     assert 0.02 < float(elsewhere.mean()) < 0.16, "one of five goals is drawn from everywhere, where half are alike"
     np.testing.assert_array_equal(windows.reward[windows.is_hindsight], 0)
     np.testing.assert_allclose(windows.reward[~windows.is_hindsight].min(), -(1 + 0.98 + 0.98**2), rtol=1e-6)

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 import herjax
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 REPORT = """import json
 print(json.dumps({
     "herjax": herjax.__file__,
