@@ -22,6 +22,9 @@ Where to begin: every option is explained in `help(herjax.init)`. The help of ea
 printed. The README has a whole training loop.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from herjax.buffer import add, discard, end_episode, init
 from herjax.invariants import check
 from herjax.prioritized import update_priorities
@@ -29,6 +32,14 @@ from herjax.relabel import geometric, mixture
 from herjax.sampling import Sample, sample
 from herjax.state import BufferState, after, can_sample, size
 from herjax.version import __version__
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`herjax.envs` and `herjax.checkpoints` are imported when they are asked for: gymnax and orbax take their time."""
+    if name in ("checkpoints", "envs"):
+        return import_module(f"herjax.{name}")
+    raise AttributeError(f"module 'herjax' has no attribute {name!r}")
+
 
 __all__ = [
     "BufferState",

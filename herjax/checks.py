@@ -1,6 +1,7 @@
 """Checks of arguments: what is wrong is named, with its value and what to give instead."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -25,9 +26,19 @@ def number(name: str, value: float, most: float | None = None) -> float:
     wanted = "a finite number >= 0" if most is None else f"a number in [0, {most:g}]"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; give {wanted}.")
-    if not 0 <= value < float("inf") or (most is not None and value > most):
+    if not 0 <= value <= sys.float_info.max or (most is not None and value > most):
         raise ValueError(f"{name} is {value}; give {wanted}.")
     return float(value)
+
+
+def real(name: str, value: jax.Array | float, wanted: str) -> jax.Array:
+    """`value`, which may be traced, as an array; refused where it is not one real number."""
+    if value is None:
+        raise ValueError(f"{name} is None; give {wanted}.")
+    array = jnp.asarray(value)
+    if array.shape or not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise ValueError(f"{name} is of shape {array.shape} and dtype {array.dtype}; give {wanted}.")
+    return array
 
 
 def function(name: str, value: Callable[..., Any], *arguments: str) -> None:

@@ -105,8 +105,8 @@ class Config:
 
     def _set_functions(self) -> None:
         """Calls each function once on shapes, and keeps the layouts that follow."""
-        if not self.transition.leaves:
-            raise ValueError("transition holds no array; give a pytree with at least one leaf.")
+        if not self.transition.words:
+            raise ValueError("transition holds no element; give a pytree with at least one array that has some.")
         for name in ("goal_fn", "reward_fn", "terminated_fn"):
             function = getattr(self, name)
             if function is not None or name != "terminated_fn":

@@ -55,6 +55,7 @@ def update_priorities(
       [(1.0, 0.25), (3.0, 0.75)]
     """
     config = state.config
+    indices, priorities = jnp.asarray(indices), jnp.asarray(priorities)
     tree = _check_update(state, indices, priorities)
     given, priorities = jnp.ravel(indices), jnp.ravel(priorities).astype(jnp.float32)
     state, tree, priorities = jax.lax.stop_gradient((state, tree, priorities))
@@ -87,8 +88,10 @@ def _check_update(state: BufferState, indices: jax.Array, priorities: jax.Array)
         raise ValueError(
             f"indices have shape {jnp.shape(indices)} and priorities {jnp.shape(priorities)}; give one priority for each index."
         )
-    if not jnp.issubdtype(jnp.asarray(indices).dtype, jnp.integer):
-        raise TypeError(f"indices have dtype {jnp.asarray(indices).dtype}; give the integers that sample returned.")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices have dtype {indices.dtype}; give the integers that sample returned.")
+    if jnp.issubdtype(priorities.dtype, jnp.complexfloating):
+        raise TypeError(f"priorities have dtype {priorities.dtype}; give absolute TD errors.")
     return state.tree
 
 

@@ -76,7 +76,7 @@ class Quantile:
 
     def __call__(self, key: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array:
         """The goal's step, int32 []; `key` is used up."""
-        return self.place(jax.random.uniform(key, (), jnp.float32), step, length)
+        return self.place(jax.random.uniform(key, (), jnp.float32), jnp.asarray(step), jnp.asarray(length))
 
 
 Source: TypeAlias = Quantile | Function | str
@@ -137,16 +137,18 @@ def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
       mixture({future: 0.8, random: 0.2})
       >>> herjax.mixture({"future": 0})
       Traceback (most recent call last):
-      ValueError: mixture's weights add up to 0.0; give at least one source a finite weight above 0.
+      ValueError: mixture's weights are {'future': 0}; give at least one source a weight above 0.
     """
     if not isinstance(weights, Mapping):
         raise TypeError(f"mixture is given {weights!r}; give a dict of sources and their weights.")
     weighed = {_source(source): checks.number(f"mixture's weight of {source!r}", weight) for source, weight in weights.items()}
-    used = sorted(((source, weight) for source, weight in weighed.items() if weight > 0), key=lambda each: str(each[0]))
-    total = math.fsum(weight for _, weight in used)
-    if not 0 < total < math.inf:
-        raise ValueError(f"mixture's weights add up to {total}; give at least one source a finite weight above 0.")
-    return Mixture(tuple((source, weight / total) for source, weight in used))
+    largest = max(weighed.values(), default=0.0)
+    if largest == 0:
+        raise ValueError(f"mixture's weights are {weights}; give at least one source a weight above 0.")
+    # A share of 2^-24 of the largest or less would never be drawn: the number that says which source has 23 bits.
+    shares = [(source, weight / largest) for source, weight in weighed.items() if weight / largest > 2**-24]
+    total = math.fsum(share for _, share in shares)
+    return Mixture(tuple((source, share / total) for source, share in sorted(shares, key=lambda each: str(each[0]))))
 
 
 def as_mixture(strategy: str | StrategyFn | Mixture) -> Mixture:
@@ -161,7 +163,9 @@ def _source(strategy: str | StrategyFn) -> Source:
     if isinstance(strategy, str):
         if strategy not in (RANDOM, *STRATEGIES):
             names = ", ".join(map(repr, (*STRATEGIES, RANDOM)))
-            raise ValueError(f"strategy is {strategy!r}; give {names}, or a function (key, step, length) -> goal_step.")
+            raise ValueError(
+                f"strategy is {strategy!r}; give {names}, a mixture, or a function (key, step, length) -> goal_step."
+            )
         return STRATEGIES.get(strategy, strategy)
     if isinstance(strategy, Quantile):
         return strategy

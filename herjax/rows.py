@@ -144,7 +144,8 @@ def _aval(path: str, value: Pytree) -> tuple[tuple[int, ...], jnp.dtype]:
         aval = jax.eval_shape(jnp.asarray, value) if not isinstance(value, jax.ShapeDtypeStruct) else value
     except TypeError as error:
         raise TypeError(f"{path} is {value!r}, which is no array; give arrays, scalars or jax.ShapeDtypeStruct.") from error
-    return tuple(aval.shape), aval.dtype
+    extended = jnp.issubdtype(aval.dtype, jax.dtypes.extended)  # A key's.
+    return tuple(aval.shape), aval.dtype if extended else jax.dtypes.canonicalize_dtype(aval.dtype)
 
 
 def _bytes(path: str, dtype: jnp.dtype) -> int:

@@ -109,7 +109,8 @@ def _sample(
     """`sample`, but `last` is None where windows have one step, so that the transitions do not leave the device twice."""
     config = state.config
     checks.key(key)
-    state, beta = jax.lax.stop_gradient((state, jnp.asarray(beta, jnp.float32)))
+    beta = checks.real("beta", beta, "one number, such as 0.4").astype(jnp.float32)
+    state, beta = jax.lax.stop_gradient((state, beta))
     ratio = _ratio(config, hindsight_ratio)
     key, key_goals = jax.random.split(key) if config.relabels_when_sampled else (key, key)
     indices, probabilities, weights = _draw(state, key, batch_size, beta, axis_name)
@@ -159,9 +160,7 @@ def _ratio(config: Config, hindsight_ratio: jax.Array | float | None) -> jax.Arr
             f"hindsight_ratio is given, but init had relabel={config.relabel!r} and num_goals={config.num_goals}: sample draws "
             "no goals; give init relabel='sample' and num_goals >= 1, or leave hindsight_ratio out."
         )
-    ratio = jax.lax.stop_gradient(jnp.asarray(hindsight_ratio))
-    if ratio.shape or not (jnp.issubdtype(ratio.dtype, jnp.floating) or jnp.issubdtype(ratio.dtype, jnp.integer)):
-        raise ValueError(f"hindsight_ratio has shape {ratio.shape} and dtype {ratio.dtype}; give one number in [0, 1].")
+    ratio = jax.lax.stop_gradient(checks.real("hindsight_ratio", hindsight_ratio, "one number in [0, 1]"))
     return reported(
         jnp.clip(ratio, 0, 1).astype(jnp.float32),
         (ratio >= 0) & (ratio <= 1),
@@ -190,8 +189,12 @@ def _draw(
         priorities, priority_sum = weights, copies_held.astype(jnp.float32)
     else:
         indices, priorities, priority_sum = prioritized.draw(state.tree, key, batch_size)
+        # Where all priorities are 0, the oldest is drawn, since the first row may hold a step of the running episode.
+        oldest = held_row(state, jnp.int32(0)) * state.config.num_copies
+        indices = jnp.where((priority_sum > 0) | ~can_sample(state), indices, oldest)
     if axis_name is not None:
-        copies_held, priority_sum = jax.lax.psum((copies_held, priority_sum), axis_name)
+        # As floats: all shards together may hold more copies than an int32 can count.
+        copies_held, priority_sum = jax.lax.psum((copies_held.astype(jnp.float32), priority_sum), axis_name)
     probabilities = priorities / jnp.where(priority_sum > 0, priority_sum, 1)
     if state.tree is not None:
         weights = prioritized.importance_weights(probabilities, copies_held, beta, axis_name)

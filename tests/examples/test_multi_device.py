@@ -235,7 +235,7 @@ def test_new_copies_enter_with_the_largest_priority_of(axis_name: str | None) ->
         (0.6, None, []),
         (None, None, []),
         (None, AXIS, ["f32[]"]),  # The copies held, over which each has its share.
-        (0.6, AXIS, ["f32[]", "f32[]", "f32[]", "s32[]"]),  # The sum, largest weight and largest priority; the copies held.
+        (0.6, AXIS, ["f32[]", "f32[]", "f32[]", "f32[]"]),  # The sum, largest weight and largest priority; the copies held.
     ],
 )
 @on_eight_devices

@@ -1,7 +1,11 @@
 """What callers do without meaning harm: functions that are equal, numbers of NumPy, keys too many, gradients, checkify."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +137,26 @@ REFUSED = {
         TypeError,
         r"key has dtype int32; give a PRNG key, such as jax\.random\.key\(0\)",
     ),
+    "beta, several": (
+        lambda: herjax.sample(make(priority_exponent=0.6), KEY, 4, beta=jnp.ones((3, 1))),
+        ValueError,
+        r"beta is of shape \(3, 1\) and dtype float32; give one number",
+    ),
+    "beta, none": (lambda: herjax.sample(make(), KEY, 4, beta=None), ValueError, "beta is None; give one number"),
+    "discount, too large for a float": (lambda: make(num_steps=2, discount=10**400), ValueError, "discount is 1"),
+    "a weight, too large for a float": (lambda: herjax.mixture({"future": 10**400}), ValueError, "give a finite number >= 0"),
+    "transition, without elements": (
+        lambda: herjax.init(
+            jnp.zeros(0), capacity=4, max_episode_length=4, goal_fn=lambda _: 0, reward_fn=lambda t, goal: 0.0  # noqa: ARG005
+        ),
+        ValueError,
+        "transition holds no element",
+    ),
+    "priorities, complex": (
+        lambda: herjax.update_priorities(make(priority_exponent=0.6), jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.complex64)),
+        TypeError,
+        "priorities have dtype complex64; give absolute TD errors",
+    ),
     "key, none": (lambda: herjax.sample(make(), None, 4), TypeError, "key is None; give a PRNG key"),
     "key, a name": (lambda: herjax.sample(make(), "key", 4), TypeError, "key"),
 }  # fmt: skip
@@ -144,6 +168,31 @@ def test_what_is_no_function_number_or_key_is_refused(case: str) -> None:
     call, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_lists_are_taken_as_arrays() -> None:
+    """Indices and priorities from Python."""
+    state = ended(make(priority_exponent=1.0, priority_epsilon=0.0, num_goals=1))
+    state = herjax.update_priorities(state, [0, 1], [3.0, 1.0])
+    batch = herjax.sample(state, KEY, 4)
+    np.testing.assert_array_equal(batch.probabilities, np.where(batch.indices == 0, 0.75, 0.25))
+
+
+def test_an_example_of_64_bits_is_one_of_32_where_jax_has_no_more() -> None:
+    """A specification of a simulator's float64 takes what the simulator shows, which JAX makes a float32."""
+    functions = {"goal_fn": lambda t: t, "reward_fn": lambda t, goal: jnp.sum(t - goal)}
+    state = herjax.init(jax.ShapeDtypeStruct((2,), np.float64), capacity=4, max_episode_length=4, **functions)
+    state = herjax.end_episode(herjax.add(state, np.array([0.25, 0.5])), np.zeros(2), KEY)
+    np.testing.assert_array_equal(herjax.sample(state, KEY, 3).transition, [[0.25, 0.5]] * 3)
+
+
+def test_environments_and_checkpoints_are_there_without_an_import() -> None:
+    """After `import herjax` alone, and imported only then."""
+    program = "import herjax, sys; assert 'gymnax' not in sys.modules; herjax.envs.BitFlip; herjax.checkpoints.save"
+    environment = os.environ | {"PYTHONPATH": str(Path(herjax.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    with pytest.raises(AttributeError, match="no attribute 'env'"):
+        herjax.env  # noqa: B018
 
 
 def test_keys_of_both_kinds_are_taken() -> None:

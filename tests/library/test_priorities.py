@@ -1,5 +1,7 @@
 """Prioritised replay: draws in proportion, importance weights, and which priorities are taken."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,6 +192,36 @@ def test_all_zero_is_finite(full_buffer: herjax.BufferState) -> None:
     assert np.all(np.isfinite(batch.weights))
     state = herjax.update_priorities(state, jnp.asarray(indices[5:6]), jnp.ones(1))
     np.testing.assert_array_equal(herjax.sample(state, jax.random.key(0), COVERING_BATCH).indices, indices[5])
+
+
+def test_all_zero_draws_what_is_held() -> None:
+    """Where all priorities are 0 and the running episode has taken the first row, a finished transition is drawn still."""
+    functions = {"goal_fn": lambda t: t, "reward_fn": lambda t, goal: (t - goal).astype(jnp.float32)}
+    options = {"capacity": 4, "max_episode_length": 4, "num_goals": 0, "priority_exponent": 1.0, "priority_epsilon": 0.0}
+    state = herjax.init(jnp.int32(0), **functions, **options)
+    for number in range(4):
+        state = herjax.add(state, jnp.int32(number))
+    state = herjax.end_episode(state, jnp.int32(0), jax.random.key(0))
+    state = herjax.add(state, jnp.int32(99))  # In the place of 0.
+    state = herjax.update_priorities(state, jnp.array([1, 2, 3]), jnp.zeros(3))
+    batch = herjax.sample(state, jax.random.key(0), 4)
+    np.testing.assert_array_equal(batch.transition, 1)
+    state = herjax.update_priorities(state, batch.indices, jnp.ones(4))
+    assert state.num_rejected == 0
+
+
+def test_weights_are_finite_where_shards_hold_more_than_an_int32_counts() -> None:
+    """2,200 shards of a million copies have weights as 2,000 do."""
+    functions = {"goal_fn": lambda t: t, "reward_fn": lambda t, goal: (t - goal).astype(jnp.float32)}
+    state = herjax.init(jnp.int32(0), **functions, capacity=1000, max_episode_length=1000, num_goals=999, priority_exponent=1.0)
+    state = jax.lax.fori_loop(0, 1000, lambda number, state: herjax.add(state, number), state)
+    state = herjax.end_episode(state, jnp.int32(0), jax.random.key(0))
+
+    @partial(jax.vmap, axis_name="shard")
+    def sample(key: jax.Array) -> herjax.Sample:
+        return herjax.sample(state, key, 4, axis_name="shard")
+
+    np.testing.assert_allclose(sample(jax.random.split(jax.random.key(0), 2200)).weights, 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("priorities", [

@@ -1,0 +1,280 @@
+"""Contrastive RL (Eysenbach et al. 2022, arXiv:2206.07568; JaxGCRL, Bortkiewicz et al. 2024, arXiv:2408.11052) on herjax.
+
+There is no reward. A critic learns which states follow which: it scores a state and an action by the distance of their
+representation to that of a goal, and is trained to tell the state that came later in the same episode from those of other
+episodes. An actor goes where the score is highest. So every goal is a hindsight goal, a future state of the transition's own
+episode, drawn anew for each batch: `relabel="sample"`, `geometric` and `hindsight_ratio=1`. Playing, replay and updates are one
+scan; seeds are vmapped, and shared out among the devices that there are.
+
+python examples/crl.py                         # learns to push a puck to a goal
+python examples/crl.py --task reach --cycles 20    # moves the disc alone
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import experiment
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+import flags
+import herjax
+from flags import Count, Weight
+from herjax.envs import PlanarPush, PlanarReach
+
+TASKS = {"push": PlanarPush, "reach": PlanarReach}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(flags.Flags):
+    """Trains a contrastive agent on a planar task."""
+
+    task: Literal["push", "reach"] = "push"  # Push a puck to a goal, or reach it with the disc itself.
+    cycles: flags.Stretches = 400  # Cycles of each run; a multiple of eval-every.
+    num_envs: Count = 16  # Episodes of a cycle, side by side.
+    updates: Count = 40  # Updates of a cycle.
+    batch_size: Count = 256  # Transitions in an update.
+    capacity: Count = 1_000_000  # Transitions held.
+    hidden: flags.Units = (256, 256)  # Units of the hidden layers of actor and encoders.
+    representation: Count = 64  # Elements of a representation.
+    learning_rate: Weight = 3e-4  # Of Adam.
+    discount: flags.Below1 = 0.98  # Of the geometric distribution of how far ahead goals are.
+    penalty: Weight = 0.1  # Weight of the squared log-sum-exp in the critic's loss.
+    entropy: float = -1.0  # Entropy that the actor is kept at, for each component of an action.
+    eval_every: Count = 10  # Cycles between evaluations.
+    eval_episodes: Count = 50  # Greedy episodes of an evaluation; a success is at its goal at the end.
+    out: Path = Path("results/crl")  # Folder for results.json and success_rate.png.
+
+
+class Transition(NamedTuple):
+    """One step of the environment."""
+
+    observation: jax.Array  # float32 [D]
+    action: jax.Array  # float32 [A]; in [-1, 1].
+    next_observation: jax.Array  # float32 [D]
+    achieved_goal: jax.Array  # float32 [G]; after the action.
+
+
+class Future(NamedTuple):
+    """A hindsight goal: what came later in the episode. The agent learns from `goal` alone."""
+
+    goal: jax.Array  # float32 [G]
+    observation: jax.Array  # float32 [D]
+    action: jax.Array  # float32 [A]
+
+
+def future(transition: Transition) -> Future:
+    """The goal that the transition achieved."""
+    return Future(transition.achieved_goal, transition.next_observation, transition.action)
+
+
+def no_reward(transition: Transition, goal: Future) -> jax.Array:
+    """A contrastive agent needs none."""
+    del transition, goal
+    return jnp.float32(0)
+
+
+class MLP(nn.Module):
+    """Hidden layers, normalised, and a linear one, for inputs side by side: [..., D] each -> [..., outputs]."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        """What the last layer gives."""
+        x = jnp.concatenate(inputs, axis=-1)
+        for units in self.hidden:
+            x = nn.swish(nn.LayerNorm()(nn.Dense(units)(x)))
+        return nn.Dense(self.outputs)(x)
+
+
+class Params(NamedTuple):
+    """What is learned."""
+
+    actor: optax.Params
+    state_encoder: optax.Params  # Of observation and action.
+    goal_encoder: optax.Params
+    log_temperature: jax.Array  # float32 []; weight of the actor's entropy.
+
+
+class Loop(NamedTuple):
+    """The carry of the scan."""
+
+    params: Params
+    opt_state: optax.OptState
+    buffer: herjax.BufferState
+
+
+@cache
+def make_env(config: Config) -> tuple[Any, Any]:
+    """The environment and its parameters."""
+    env = TASKS[config.task]()
+    return env, env.default_params
+
+
+def start(config: Config, key: jax.Array) -> Loop:
+    """A seed before its first cycle."""
+    env, env_params = make_env(config)
+    spaces = env.observation_space(env_params).spaces
+    observation, goal = (jnp.zeros(spaces[name].shape) for name in ("observation", "achieved_goal"))
+    action = jnp.zeros(env.action_space(env_params).shape)
+    buffer = herjax.init(
+        Transition(observation, action, observation, goal),
+        capacity=config.capacity // config.num_envs * config.num_envs,
+        max_episode_length=env_params.max_steps_in_episode,
+        goal_fn=future,
+        reward_fn=no_reward,
+        strategy=herjax.geometric(config.discount),
+        num_goals=1,
+        relabel="sample",
+        num_envs=config.num_envs,
+    )
+    keys = jax.random.split(key, 3)
+    params = Params(
+        MLP(config.hidden, 2 * action.size).init(keys[0], observation, goal),
+        MLP(config.hidden, config.representation).init(keys[1], observation, action),
+        MLP(config.hidden, config.representation).init(keys[2], goal),
+        jnp.float32(0),
+    )
+    return Loop(params, optax.adam(config.learning_rate).init(params), buffer)
+
+
+def policy(config: Config, params: Params, observation: jax.Array, goal: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and logarithm of the standard deviation of an action before it is squashed, [..., size] each."""
+    outputs = MLP(config.hidden, 2 * size).apply(params.actor, observation, goal)
+    mean, log_deviation = jnp.split(outputs, 2, axis=-1)
+    return mean, -5 + 3.5 * (jnp.tanh(log_deviation) + 1)
+
+
+def draw_action(mean: jax.Array, log_deviation: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An action in [-1, 1], [..., A], and the logarithm of its density, [...]."""
+    noise = jax.random.normal(key, mean.shape)
+    raw = mean + jnp.exp(log_deviation) * noise
+    log_density = -0.5 * noise**2 - log_deviation - 0.5 * jnp.log(2 * jnp.pi)
+    log_slope = 2 * (jnp.log(2.0) - raw - nn.softplus(-2 * raw))  # Of tanh.
+    return jnp.tanh(raw), jnp.sum(log_density - log_slope, axis=-1)
+
+
+def represent(config: Config, params: Params, observation: jax.Array, action: jax.Array) -> jax.Array:
+    """The representation of a state and an action, [..., representation]."""
+    return MLP(config.hidden, config.representation).apply(params.state_encoder, observation, action)
+
+
+def represent_goal(config: Config, params: Params, goal: jax.Array) -> jax.Array:
+    """The representation of a goal, [..., representation]."""
+    return MLP(config.hidden, config.representation).apply(params.goal_encoder, goal)
+
+
+def score(state: jax.Array, goal: jax.Array) -> jax.Array:
+    """How near a goal is: minus the distance of representations [..., representation]."""
+    return -jnp.sqrt(jnp.sum((state - goal) ** 2, axis=-1) + 1e-6)
+
+
+def critic_loss(config: Config, params: Params, batch: herjax.Sample) -> jax.Array:
+    """Symmetric InfoNCE: each state's own goal against the batch's others, and each goal's own state; float32 []."""
+    states = represent(config, params, batch.transition.observation, batch.transition.action)
+    goals = represent_goal(config, params, batch.goal.goal)
+    # The distances of all pairs, [batch_size, batch_size], by way of a matrix product.
+    squares = jnp.sum(states**2, axis=-1)[:, None] + jnp.sum(goals**2, axis=-1) - 2 * states @ goals.T
+    logits = -jnp.sqrt(jnp.maximum(squares, 0) + 1e-6)
+    by_state, by_goal = (jax.nn.logsumexp(logits, axis=axis) for axis in (1, 0))
+    return jnp.mean(by_state + by_goal - 2 * jnp.diag(logits)) + config.penalty * jnp.mean(by_state**2)
+
+
+def actor_loss(config: Config, params: Params, batch: herjax.Sample, key: jax.Array) -> jax.Array:
+    """Minus the score and the entropy of what the actor does for each goal, and the temperature's own loss; float32 []."""
+    frozen = jax.lax.stop_gradient(params)
+    observation, size = batch.transition.observation, batch.transition.action.shape[-1]
+    action, log_density = draw_action(*policy(config, params, observation, batch.goal.goal, size), key)
+    scores = score(represent(config, frozen, observation, action), represent_goal(config, frozen, batch.goal.goal))
+    lacking = config.entropy * size + jax.lax.stop_gradient(log_density)
+    return jnp.mean(jnp.exp(frozen.log_temperature) * log_density - scores - jnp.exp(params.log_temperature) * lacking)
+
+
+def update(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
+    """One step of Adam for actor, critic and temperature, on a batch of fresh goals; returns the critic's loss."""
+    key_sample, key_actor = jax.random.split(key)
+    batch = herjax.sample(loop.buffer, key_sample, config.batch_size, hindsight_ratio=1.0)
+
+    def loss(params: Params) -> tuple[jax.Array, jax.Array]:
+        critic = critic_loss(config, params, batch)
+        return critic + actor_loss(config, params, batch, key_actor), critic
+
+    gradients, critic = jax.grad(loss, has_aux=True)(loop.params)
+    updates, opt_state = optax.adam(config.learning_rate).update(gradients, loop.opt_state)
+    return Loop(optax.apply_updates(loop.params, updates), opt_state, loop.buffer), critic
+
+
+class Episodes(NamedTuple):
+    """E whole episodes of T steps, played side by side; steps come first."""
+
+    transitions: Transition  # Leaves [T, E, ...].
+    goal: jax.Array  # float32 [E, G]
+    success: jax.Array  # bool [E]; whether the goal was achieved at the end.
+
+
+def play(config: Config, params: Params, key: jax.Array, *, episodes: int, greedy: bool) -> Episodes:
+    """Plays whole episodes, greedily or as the actor draws."""
+    env, env_params = make_env(config)
+    key_reset, key_steps = jax.random.split(key)
+    observation, state = jax.vmap(env.reset_env, (0, None))(jax.random.split(key_reset, episodes), env_params)
+    goal = observation["desired_goal"]
+    size = env.action_space(env_params).shape[0]
+
+    def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], Transition]:
+        observation, state = carry
+        key_act, key_env = jax.random.split(key)
+        mean, log_deviation = policy(config, params, observation["observation"], goal, size)
+        action = jnp.tanh(mean) if greedy else draw_action(mean, log_deviation, key_act)[0]
+        keys = jax.random.split(key_env, episodes)
+        then, state, _, _, _ = jax.vmap(env.step_env, (0, 0, 0, None))(keys, state, action, env_params)
+        return (then, state), Transition(observation["observation"], action, then["observation"], then["achieved_goal"])
+
+    keys = jax.random.split(key_steps, env_params.max_steps_in_episode)
+    _, transitions = jax.lax.scan(step, (observation, state), keys)
+    return Episodes(transitions, goal, env.compute_reward(transitions.achieved_goal[-1], goal, env_params) == 0)
+
+
+def cycle(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
+    """Plays episodes, stores them, and learns; returns the critic's loss."""
+    key_play, key_goals, key_updates = jax.random.split(key, 3)
+    episodes = play(config, loop.params, key_play, episodes=config.num_envs, greedy=False)
+    buffer, _ = jax.lax.scan(lambda buffer, step: (herjax.add(buffer, step), None), loop.buffer, episodes.transitions)
+    last = jax.tree.map(lambda leaf: leaf[-1], episodes.transitions)
+    pursued = future(last)._replace(goal=episodes.goal)  # Kept, but never sampled.
+    loop = loop._replace(buffer=herjax.end_episode(buffer, pursued, key_goals))
+    loop, losses = jax.lax.scan(partial(update, config), loop, jax.random.split(key_updates, config.updates))
+    return loop, jnp.mean(losses)
+
+
+def advance(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str, jax.Array]]:
+    """Trains up to the next evaluation, and evaluates; returns metrics, float32 [] each."""
+    key_cycles, key_episodes = jax.random.split(key)
+    loop, losses = jax.lax.scan(partial(cycle, config), loop, jax.random.split(key_cycles, config.eval_every))
+    success = play(config, loop.params, key_episodes, episodes=config.eval_episodes, greedy=True).success
+    return loop, {"success_rate": jnp.mean(success.astype(jnp.float32)), "critic_loss": jnp.mean(losses)}
+
+
+def train(config: Config, key: jax.Array) -> dict[str, jax.Array]:
+    """One whole run, in one scan: metrics, float32 [evaluations] each. Jit it and vmap it over keys; the key is used up."""
+    return experiment.scan(config, partial(start, config), partial(advance, config), key)[1]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Reads the flags, trains all seeds, each as `train` does, and shows what was learned."""
+    config = flags.parse(Config, lambda config: jax.eval_shape(partial(start, config), jax.random.key(0)), args)
+    training = experiment.over_seeds(config, partial(start, config), partial(advance, config))
+    steps = config.eval_every * config.num_envs * make_env(config)[1].max_steps_in_episode
+    _, results = experiment.run(config, training, steps=steps)
+    experiment.show(config, results, f"Planar {config.task}: contrastive RL, no reward")
+
+
+if __name__ == "__main__":
+    main()
