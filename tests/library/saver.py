@@ -12,22 +12,12 @@ import numpy as np
 
 import herjax
 from herjax import checkpoints
-
-
-def achieved(number: jax.Array) -> jax.Array:
-    """What a transition achieved: its number."""
-    return number
-
-
-def reward(number: jax.Array, goal: jax.Array) -> jax.Array:
-    """Tells number and goal apart."""
-    return 1000 * number + goal
+from numbered import make
 
 
 def start(**options: object) -> herjax.BufferState:
     """An empty prioritised buffer, which soon is full."""
-    defaults = {"capacity": 64, "max_episode_length": 5, "reward_fn": reward, "priority_exponent": 0.6}
-    return herjax.init(jnp.int32(0), goal_fn=achieved, **(defaults | options))
+    return make(**({"capacity": 64, "terminated_fn": None, "priority_exponent": 0.6} | options))
 
 
 @jax.jit

@@ -13,63 +13,17 @@ from jax.experimental import checkify
 from scipy import stats
 
 import herjax
+from distributions import WITHIN_EPISODE
 from herjax.state import scale
+from numbered import achieved_of_fields, decode, goal, make_of_fields, reward_of_fields, transition
 from oracle import Oracle
-from test_relabel import WITHIN_EPISODE
 
 CALLS_BETWEEN_SAMPLES = 24
 COVERING_BATCH = 4096  # Misses one of the at most 120 copies below with probability under 1e-12.
 ADD, END, NOT_DONE, NOTHING = range(4)
 
 
-class Transition(NamedTuple):
-    """A transition whose every entry encodes its id."""
-
-    observation: jax.Array  # [2] float32
-    action: jax.Array  # [] int32
-    next_observation: dict[str, jax.Array]  # [2, 3] int16 and [1] uint8
-
-
-@jax.jit
-def transition(number: jax.Array | int) -> Transition:
-    number = jnp.asarray(number, jnp.int32)
-    pixels = number.astype(jnp.int16) + jnp.arange(6, dtype=jnp.int16).reshape(2, 3)
-    return Transition(
-        observation=jnp.stack([number, -number]).astype(jnp.float32),
-        action=3 * number + 1,
-        next_observation={"pixels": pixels, "low": (number % 251).astype(jnp.uint8)[None]},
-    )
-
-
-@jax.jit
-def goal(source: jax.Array | int) -> dict[str, jax.Array]:
-    """The goal that transition `source` achieved; episodes pursue goals with sources below 0."""
-    source = jnp.asarray(source, jnp.int32)
-    return {"source": source, "code": source.astype(jnp.float32) + jnp.array([0.25, 0.5, 0.75], jnp.float32)}
-
-
-def achieved_goal(t: Transition) -> dict[str, jax.Array]:
-    return goal(t.next_observation["pixels"][0, 0].astype(jnp.int32))
-
-
-def reward(t: Transition, g: dict[str, jax.Array]) -> jax.Array:
-    return 1000.0 * t.observation[0] + g["code"][0] - 0.25
-
-
-def terminated(t: Transition, g: dict[str, jax.Array]) -> jax.Array:
-    return (t.action + g["source"]) % 3 == 0
-
-
-def empty_buffer(capacity: int = 16, max_episode_length: int = 4, **options: object) -> herjax.BufferState:
-    return herjax.init(
-        jax.eval_shape(transition, 0),
-        capacity=capacity,
-        max_episode_length=max_episode_length,
-        goal_fn=achieved_goal,
-        reward_fn=reward,
-        terminated_fn=terminated,
-        **options,
-    )
+empty_buffer = partial(make_of_fields, max_episode_length=4)
 
 
 def add_episode(state: herjax.BufferState, numbers: list[int], pursued: int, seed: int = 0) -> herjax.BufferState:
@@ -77,22 +31,6 @@ def add_episode(state: herjax.BufferState, numbers: list[int], pursued: int, see
     for number in numbers:
         state = herjax.add(state, transition(number))
     return herjax.end_episode(state, goal(pursued), jax.random.key(seed))
-
-
-def decode(batch: herjax.Sample) -> tuple[np.ndarray, np.ndarray]:
-    """The ids and the goals' sources in a batch, after asserting that every field tells the same ones."""
-    batch = jax.tree.map(np.asarray, batch)
-    numbers, sources = batch.transition.action // 3, batch.goal["source"]
-    drawn, corner = batch.transition, numbers[:, None, None].astype(np.int16)
-    np.testing.assert_array_equal(drawn.action, 3 * numbers + 1)
-    np.testing.assert_array_equal(drawn.observation, np.stack([numbers, -numbers], axis=1))
-    np.testing.assert_array_equal(drawn.next_observation["pixels"], corner + np.arange(6, dtype=np.int16).reshape(2, 3))
-    np.testing.assert_array_equal(drawn.next_observation["low"], numbers[:, None] % 251)
-    np.testing.assert_array_equal(batch.goal["code"], sources[:, None] + np.array([0.25, 0.5, 0.75], np.float32))
-    np.testing.assert_array_equal(batch.reward, 1000 * numbers + sources)
-    np.testing.assert_array_equal(batch.terminated, (3 * numbers + 1 + sources) % 3 == 0)
-    np.testing.assert_array_equal(batch.is_hindsight, sources >= 0)
-    return numbers, sources
 
 
 def draws(state: herjax.BufferState, batch_size: int = 1024, seed: int = 0) -> set[tuple[int, int, int]]:
@@ -217,7 +155,11 @@ def test_any_sequence_of_calls_holds_what_a_list_of_episodes_holds(
     """Whatever the calls, what is drawn is what the oracle holds, with its goals, at indices that stay its own."""
     copies = 1 + (min(num_goals, 1) if strategy == "final" else num_goals)
     start = empty_buffer(
-        capacity, max_episode_length, strategy=strategy, num_goals=num_goals, priority_exponent=priority_exponent
+        capacity=capacity,
+        max_episode_length=max_episode_length,
+        strategy=strategy,
+        num_goals=num_goals,
+        priority_exponent=priority_exponent,
     )
 
     @settings(max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -324,7 +266,7 @@ def test_goals_come_evenly_from_the_steps_of_the_strategy(strategy: str, first_s
         pending = herjax.add(pending, transition(number))
     ends = jax.vmap(lambda key: herjax.sample(herjax.end_episode(pending, goal(-1), key), key, 8))
     batch = ends(jax.random.split(jax.random.key(0), 4000))
-    numbers, sources = np.asarray(batch.transition.action) // 3, np.asarray(batch.goal["source"])
+    numbers, sources = np.asarray(batch.transition.number), np.asarray(batch.goal["number"])
     for number, first in zip((1, 2, 3, 4), first_source, strict=True):
         # One draw of each end at most, so that the counts are independent.
         here = (numbers == number) & (sources > 0)
@@ -346,7 +288,7 @@ def test_random_goals_come_evenly_from_every_finished_transition() -> None:
     def goals_of_last(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         state = herjax.end_episode(before, goal(-3), key)
         batch = herjax.sample(state, key, 256)
-        return batch.indices, jnp.where(batch.transition.action > 3 * 6, batch.goal["source"], -1)
+        return batch.indices, jnp.where(batch.transition.number >= 6, batch.goal["number"], -1)
 
     indices, sources = (np.asarray(x) for x in jax.vmap(goals_of_last)(jax.random.split(jax.random.key(0), 200)))
     counts = np.zeros(10, int)
@@ -371,7 +313,7 @@ def test_random_never_takes_a_goal_that_has_made_room() -> None:
 
 def test_an_example_of_arrays_and_one_of_shapes_are_the_same() -> None:
     """`init` reads only shapes and dtypes: the values of an example transition never show."""
-    options = {"capacity": 8, "max_episode_length": 4, "goal_fn": achieved_goal, "reward_fn": reward}
+    options = {"capacity": 8, "max_episode_length": 4, "goal_fn": achieved_of_fields, "reward_fn": reward_of_fields}
     of_arrays = herjax.init(transition(123), **options)
     of_shapes = herjax.init(jax.eval_shape(transition, 0), **options)
     jax.tree.map(np.testing.assert_array_equal, of_arrays, of_shapes)
@@ -499,6 +441,7 @@ def step(
     return state, herjax.sample(state, make_key(number), 3).indices
 
 
+@partial(jax.jit, static_argnames="make_key")  # Once for all tests: it takes longer to compile than to run.
 def rollout(
     state: herjax.BufferState, numbers: jax.Array, ends: jax.Array, make_key: object = jax.random.key
 ) -> tuple[herjax.Sample, jax.Array, jax.Array]:
@@ -516,7 +459,7 @@ def small_buffer(request: pytest.FixtureRequest) -> herjax.BufferState:
 def test_a_scan_is_its_steps_one_by_one(small_buffer: herjax.BufferState) -> None:
     """`lax.scan` under jit draws what a Python loop of eager calls draws, step by step."""
     numbers, ends = random_steps(0)
-    batch, drawn, size = jax.jit(rollout)(small_buffer, numbers, ends)
+    batch, drawn, size = rollout(small_buffer, numbers, ends)
     state, one_by_one = small_buffer, []
     for number, end in zip(numbers, ends, strict=True):
         state, indices = step(state, number, end)
@@ -531,11 +474,10 @@ def test_buffers_under_vmap_are_buffers_alone(small_buffer: herjax.BufferState) 
     """Six buffers under a nested vmap, each with episodes of its own, draw what each draws alone."""
     seeds = range(6)
     numbers, ends = (np.stack(x).reshape(2, 3, CHUNK) for x in zip(*map(random_steps, seeds), strict=True))
-    alone = jax.jit(rollout)
     together = jax.jit(jax.vmap(jax.vmap(partial(rollout, small_buffer))))(numbers, ends)
     for i, j in np.ndindex(2, 3):
         batch, drawn, size = jax.tree.map(lambda leaf, at=(i, j): leaf[at], together)
-        expected_batch, expected_drawn, expected_size = alone(small_buffer, numbers[i, j], ends[i, j])
+        expected_batch, expected_drawn, expected_size = rollout(small_buffer, numbers[i, j], ends[i, j])
         np.testing.assert_array_equal(drawn, expected_drawn)
         assert int(size) == int(expected_size)
         assert_same_batch(batch, expected_batch)
@@ -560,7 +502,7 @@ def test_states_made_under_vmap_go_on_under_vmap() -> None:
 def test_raw_keys_are_as_good_as_typed_ones(small_buffer: herjax.BufferState) -> None:
     """`jax.random.PRNGKey(s)` and `jax.random.key(s)` lead to the same goals and draws, eagerly and under vmap."""
     numbers, ends = random_steps(1)
-    typed, raw = (jax.jit(partial(rollout, make_key=make))(small_buffer, numbers, ends)
+    typed, raw = (rollout(small_buffer, numbers, ends, make_key=make)
                   for make in (jax.random.key, jax.random.PRNGKey))  # fmt: skip
     np.testing.assert_array_equal(typed[1], raw[1])
     assert_same_batch(typed[0], raw[0])
@@ -600,7 +542,7 @@ def test_a_donated_state_is_used_up_and_nothing_else(small_buffer: herjax.Buffer
 def test_a_fresh_state_can_be_donated_whole() -> None:
     """No two leaves of what `init` returns share memory, with each other or with the example."""
     example = transition(0)
-    state = herjax.init(example, capacity=8, max_episode_length=4, goal_fn=achieved_goal, reward_fn=reward)
+    state = herjax.init(example, capacity=8, max_episode_length=4, goal_fn=achieved_of_fields, reward_fn=reward_of_fields)
     jax.block_until_ready(jax.jit(herjax.add, donate_argnums=0)(state, transition(1)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(example))
 
@@ -635,7 +577,7 @@ def test_checkify_reports_an_episode_that_is_too_long(length: int) -> None:
 def test_checkify_is_silent_about_a_sound_loop(small_buffer: herjax.BufferState) -> None:
     """A loop with episode ends not done, none too long, and draws from the first step on reports nothing."""
     numbers, _ = random_steps(2)
-    error, _ = checkify.checkify(jax.jit(rollout))(small_buffer, numbers, numbers % 3 == 0)
+    error, _ = checkify.checkify(rollout)(small_buffer, numbers, numbers % 3 == 0)
     error.throw()
 
 

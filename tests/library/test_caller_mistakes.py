@@ -14,7 +14,7 @@ import pytest
 from jax.experimental import checkify
 
 import herjax
-from test_num_envs import achieved, reached, reward
+from numbered import make
 
 
 @dataclasses.dataclass
@@ -39,12 +39,6 @@ class Hashable:
 
     value: float = dataclasses.field(compare=False)
     __call__ = Model.__call__
-
-
-def make(**options: object) -> herjax.BufferState:
-    """A buffer of numbers."""
-    functions = {"goal_fn": achieved, "reward_fn": reward, "terminated_fn": reached}
-    return herjax.init(jnp.int32(0), **({"capacity": 16, "max_episode_length": 5} | functions | options))
 
 
 def ended(state: herjax.BufferState) -> herjax.BufferState:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import herjax
-from test_num_envs import STEPS, make, play
+from numbered import make, play
 
 Break = Callable[[herjax.BufferState], herjax.BufferState]
 
 KEPT, LATE, BACK, LARGE = "kept goals", "late goals", "late goals, looking back", "many copies"
+STEPS = 12  # Between two updates.
 SETTINGS = {
     KEPT: {"relabel": "episode_end", "num_envs": 2, "capacity": 30, "num_goals": 2},
     LATE: {"relabel": "sample", "num_envs": 2, "capacity": 30, "strategy": "future"},

@@ -10,9 +10,10 @@ import pytest
 
 import herjax
 from herjax import sum_tree
-from test_num_envs import STEPS, make, play
+from numbered import make, play
 
 NEAR = 2**31 - 4
+STEPS = 12  # Between two updates.
 
 
 @pytest.mark.parametrize("relabel", ["episode_end", "sample"])

@@ -13,16 +13,15 @@ import pytest
 from scipy import stats
 
 import herjax
-from test_num_envs import achieved, make, reward
-from test_relabel import FALSE_ALARM_RATE, past
+from distributions import FALSE_ALARM_RATE, WITHIN_EPISODE, geometric_distribution, past
+from numbered import LENGTH, make
 
-EPISODES, LENGTH, DRAWS = 3, 5, 20_000
+EPISODES, DRAWS = 3, 20_000
 
 
-def filled(strategy: object, **options: object) -> herjax.BufferState:
-    """Three episodes of five steps; goals are drawn late, so that each draw is a new one."""
-    defaults = {"strategy": strategy, "relabel": "sample", "num_goals": 1, "capacity": 15}
-    state = make(**(defaults | options))
+@jax.jit
+def fill(state: herjax.BufferState) -> herjax.BufferState:
+    """Three episodes of five steps."""
 
     def step(state: herjax.BufferState, number: jax.Array) -> tuple[herjax.BufferState, None]:
         state = herjax.add(state, 10 * (number // LENGTH) + number % LENGTH)
@@ -32,25 +31,22 @@ def filled(strategy: object, **options: object) -> herjax.BufferState:
     return jax.lax.scan(step, state, jnp.arange(EPISODES * LENGTH, dtype=jnp.int32))[0]
 
 
+def filled(strategy: object, **options: object) -> herjax.BufferState:
+    """Those episodes; goals are drawn late, so that each draw is a new one."""
+    return fill(make(**({"strategy": strategy, "relabel": "sample", "num_goals": 1, "capacity": 15} | options)))
+
+
+DISTRIBUTIONS = dict(WITHIN_EPISODE.values()) | {herjax.geometric(d): geometric_distribution(d) for d in (0, 0.99)}
+
+
 def distribution(source: object, number: int) -> np.ndarray:
     """The contract's probability of every step held as goal of `number`."""
     episode, step = divmod(number, 10)
+    if source == "random":
+        return np.full((EPISODES, LENGTH), 1 / (EPISODES * LENGTH))
     chances = np.zeros((EPISODES, LENGTH))
-    match source:
-        case "future":
-            chances[episode, step:] = 1
-        case "episode":
-            chances[episode] = 1
-        case "final":
-            chances[episode, -1] = 1
-        case "random":
-            chances[:] = 1
-        case _ if source is past:
-            chances[episode, : step + 1] = 1
-        case _:  # geometric, by its discount in its name
-            discount = float(repr(source)[len("geometric(") : -1])
-            chances[episode, step:] = discount ** np.arange(LENGTH - step)
-    return chances / chances.sum()
+    chances[episode] = DISTRIBUTIONS[source](step, LENGTH)
+    return chances
 
 
 MIXTURES = {
@@ -162,12 +158,9 @@ def test_a_share_is_refused_where_goals_are_not_drawn(options: dict[str, object]
 
 def test_kept_goals_are_mixed_too() -> None:
     """With relabel="episode_end" each of k goals has a source of its own."""
-    state = herjax.init(
-        jnp.int32(0),
+    state = make(
         capacity=2000,
         max_episode_length=1000,
-        goal_fn=achieved,
-        reward_fn=reward,
         strategy=herjax.mixture({"final": 0.25, herjax.geometric(0): 0.75}),
         num_goals=4,
         priority_exponent=1.0,

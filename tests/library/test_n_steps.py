@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import herjax
+import numbered
+from numbered import play, reached
 from oracle import Oracle
-from test_num_envs import achieved, reached
 
 LENGTH, STEPS, BATCH = 6, 40, 4096
 
@@ -28,8 +29,7 @@ def often(number: jax.Array, goal: jax.Array) -> jax.Array:
 
 
 def make(**options: object) -> herjax.BufferState:
-    defaults = {"capacity": 27, "max_episode_length": LENGTH, "terminated_fn": reached, "reward_fn": reward, "num_goals": 2}
-    return herjax.init(jnp.int32(0), goal_fn=achieved, **(defaults | options))
+    return numbered.make(**({"capacity": 27, "max_episode_length": LENGTH, "reward_fn": reward, "num_goals": 2} | options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +52,6 @@ def window_of(steps: tuple[int, ...], goal: int, n: int, *, discount: float, end
         if terminated or length == n:
             break
     return Window(total, terminated, last, length)
-
-
-@jax.jit
-def play(state: herjax.BufferState, dones: jax.Array, key: jax.Array) -> herjax.BufferState:
-    """Steps every environment of `dones`, bool [STEPS, n]; what ends after its step `number` pursued `-1 - number`."""
-    n = dones.shape[1]
-
-    def step(state: herjax.BufferState, xs: tuple[jax.Array, ...]) -> tuple[herjax.BufferState, None]:
-        number, done, key = xs
-        numbers = number * n + jnp.arange(n, dtype=jnp.int32)
-        if state.config.num_envs is None:
-            numbers, done = numbers[0], done[0]
-        return herjax.end_episode(herjax.add(state, numbers), -1 - numbers, key, done), None
-
-    xs = (jnp.arange(STEPS, dtype=jnp.int32), dones, jax.random.split(key, STEPS))
-    return jax.lax.scan(step, state, xs)[0]
 
 
 SETTINGS = [
@@ -107,7 +91,7 @@ def test_every_window_is_that_of_its_goal(setting: dict[str, object]) -> None:
         for env, oracle in enumerate(oracles):
             oracle.add(number * envs + env)
             oracle.end_episode(-1, done=bool(done[env]))
-    state = play(state, dones, jax.random.key(n))
+    state = play(state, jnp.int32(0), dones, jax.random.key(n))
     herjax.check(state)
     episodes = {number: episode for o in oracles for episode in o.episodes for number in episode.transitions}
     episodes = {number: episode.transitions for number, episode in episodes.items()}

@@ -14,52 +14,12 @@ from jax.experimental import checkify
 from scipy import stats
 
 import herjax
+from distributions import WITHIN_EPISODE
+from numbered import LENGTH, achieved, decode, make, play
 from oracle import Oracle
-from test_relabel import WITHIN_EPISODE
 
-LENGTH = 5
 STEPS = 12  # Between two looks into the buffer.
 COVERING_BATCH = 4096
-
-
-def achieved(number: jax.Array) -> jax.Array:
-    return number
-
-
-def reward(number: jax.Array, goal: jax.Array) -> jax.Array:
-    return 1000 * number + goal
-
-
-def reached(number: jax.Array, goal: jax.Array) -> jax.Array:
-    return number == goal
-
-
-def make(**options: object) -> herjax.BufferState:
-    defaults = {"capacity": 16, "max_episode_length": LENGTH, "terminated_fn": reached}
-    return herjax.init(jnp.int32(0), goal_fn=achieved, reward_fn=reward, **(defaults | options))
-
-
-def decode(batch: herjax.Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Transitions and goals, after asserting that all else is theirs; pursued goals are below 0."""
-    numbers, goals = np.asarray(batch.transition), np.asarray(batch.goal)
-    np.testing.assert_array_equal(batch.reward, 1000 * numbers + goals)
-    np.testing.assert_array_equal(batch.terminated, numbers == goals)
-    np.testing.assert_array_equal(batch.is_hindsight, goals >= 0)
-    return numbers, goals
-
-
-@jax.jit
-def play(state: herjax.BufferState, first: jax.Array, dones: jax.Array, key: jax.Array) -> herjax.BufferState:
-    """Steps all environments, `dones` bool [STEPS, n]; an episode that ends after its step `number` pursued `-1 - number`."""
-    n = dones.shape[1]
-
-    def step(state: herjax.BufferState, xs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[herjax.BufferState, None]:
-        number, done, key = xs
-        numbers = number * n + jnp.arange(n, dtype=jnp.int32)
-        state = herjax.add(state, numbers)
-        return herjax.end_episode(state, -1 - numbers, key, done), None
-
-    return jax.lax.scan(step, state, (first + jnp.arange(STEPS), dones, jax.random.split(key, STEPS)))[0]
 
 
 @pytest.mark.parametrize("priority_exponent", [None, 0.6])

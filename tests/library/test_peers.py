@@ -39,9 +39,8 @@ import pytest
 from scipy import stats
 
 import herjax
-from test_relabel import WITHIN_EPISODE
+from distributions import FALSE_ALARM_RATE, WITHIN_EPISODE
 
-FALSE_ALARM_RATE = 1e-6
 NUM_GOALS = 3
 MAX_EPISODE_LENGTH = 4
 NUM_DRAWS = 10_000

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 import herjax
+from distributions import WITHIN_EPISODE, name_of, past
 from herjax.relabel import Mixture
+from numbered import make, reached, reward
 from oracle import Distribution, Episode, Oracle
-from test_num_envs import achieved, reached, reward
-from test_relabel import WITHIN_EPISODE, name_of, past
 
 CALLS_BETWEEN_LOOKS = 5
 BITS = st.one_of(st.just(7), st.integers(0, 7))  # Which environments.
@@ -135,13 +135,9 @@ class Configuration:
 def start(configuration: Configuration) -> herjax.BufferState:
     """An empty buffer, made once: the functions that it is passed to are then compiled once."""
     c = configuration
-    return herjax.init(
-        jnp.int32(0),
+    return make(
         capacity=c.share * c.lanes,
         max_episode_length=c.max_episode_length,
-        goal_fn=achieved,
-        reward_fn=reward,
-        terminated_fn=reached,
         strategy=c.strategy,
         num_goals=c.num_goals,
         relabel=c.relabel,

@@ -5,10 +5,8 @@ read whole through `sample`: stratified over equal priorities, 2 draws a copy re
 All keys are fixed, and thresholds are such that a right library would fail a test under fewer than one key in a million.
 """
 
-from collections.abc import Callable
 from functools import cache
 from itertools import combinations
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +16,9 @@ from jax.experimental import checkify
 from scipy import stats
 
 import herjax
+from distributions import FALSE_ALARM_RATE, STRATEGIES, WITHIN_EPISODE, geometric_distribution, name_of, past
+from numbered import decode, goal, make_of_fields, transition
 
-FALSE_ALARM_RATE = 1e-6
 DESIRED_ID = -100
 NUM_BUFFERS = 400
 NUM_GOALS = 32
@@ -27,87 +26,19 @@ CAPACITY = 16
 MAX_EPISODE_LENGTH = 8
 
 
-class Transition(NamedTuple):
-    """Every field encodes the transition's id."""
-
-    id: jax.Array
-    achieved: dict[str, jax.Array]
-
-
-def goal(goal_id):
-    """A goal [] + [2], with dtypes of its own; both leaves encode the id of the transition that achieves it."""
-    goal_id = jnp.asarray(goal_id, jnp.int32)
-    return {"id": goal_id, "pair": jnp.stack([goal_id, -goal_id]).astype(jnp.float32)}
-
-
-def transition(transition_id) -> Transition:
-    return Transition(id=jnp.asarray(transition_id, jnp.int32), achieved=goal(transition_id))
-
-
-def achieved_goal(transition):
-    return transition.achieved
-
-
-def reward(transition, goal):
-    """Differs for every pair of a transition and a goal."""
-    return (1000 * transition.id + goal["id"]).astype(jnp.float32)
-
-
-def reaches(transition, goal):
-    return transition.id == goal["id"]
-
-
-def past(key, step, length):
-    """A custom strategy: uniform over the steps up to this one."""
-    del length
-    return jax.random.randint(key, (), 0, step + 1)
-
-
-def geometric_distribution(discount: float) -> Callable[[int, int], np.ndarray]:
-    def distribution(step: int, length: int) -> np.ndarray:
-        weights = np.array([float(discount) ** (other - step) if other >= step else 0.0 for other in range(length)])
-        return weights / weights.sum()
-
-    return distribution
-
-
-def uniform(first: int, last: int, length: int) -> np.ndarray:
-    """Uniform over the steps first .. last of `length`."""
-    return np.array([first <= step <= last for step in range(length)]) / (last - first + 1)
-
-
-# Strategy, and the contract's probability of each goal step, given the step and the episode's length.
-WITHIN_EPISODE = {
-    "future": ("future", lambda step, length: uniform(step, length - 1, length)),
-    "episode": ("episode", lambda step, length: uniform(0, length - 1, length)),  # noqa: ARG005
-    "final": ("final", lambda step, length: uniform(length - 1, length - 1, length)),  # noqa: ARG005
-    "past": (past, lambda step, length: uniform(0, step, length)),
-    "geometric(0.5)": (herjax.geometric(0.5), geometric_distribution(0.5)),
-}
-STRATEGIES = {**{name: strategy for name, (strategy, _) in WITHIN_EPISODE.items()}, "random": "random"}
-
-
-def name_of(strategy: str | Callable[..., jax.Array]) -> str:
-    """A strategy's name, the same in every process."""
-    return getattr(strategy, "__name__", str(strategy))
-
-
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())
 within_episode = pytest.mark.parametrize(("strategy", "distribution"), WITHIN_EPISODE.values(), ids=WITHIN_EPISODE.keys())
 
 
-def init(strategy, *, num_goals: int = NUM_GOALS, terminated_fn=reaches):
+def init(strategy, *, num_goals: int = NUM_GOALS, **options):
     """NUM_BUFFERS empty buffers: everything below happens to all of them, and only their keys differ."""
-    buffer = herjax.init(
-        transition(0),
+    buffer = make_of_fields(
         capacity=CAPACITY,
         max_episode_length=MAX_EPISODE_LENGTH,
-        goal_fn=achieved_goal,
-        reward_fn=reward,
-        terminated_fn=terminated_fn,
         strategy=strategy,
         num_goals=num_goals,
         priority_exponent=1.0,
+        **options,
     )
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_BUFFERS, *leaf.shape)), buffer)
 
@@ -160,8 +91,8 @@ def copies_of(buffers, num_copies: int):
 
 def hindsight_goals(copies, transition_id: int) -> np.ndarray:
     """Ids of this transition's hindsight goals: [NUM_BUFFERS, goals]."""
-    chosen = copies.is_hindsight & (copies.transition.id == transition_id)
-    return copies.goal["id"][chosen].reshape(NUM_BUFFERS, -1)
+    chosen = copies.is_hindsight & (copies.transition.number == transition_id)
+    return copies.goal["number"][chosen].reshape(NUM_BUFFERS, -1)
 
 
 def goals_per_transition(strategy) -> int:
@@ -183,17 +114,6 @@ def assert_drawn_from(goals: np.ndarray, ids: np.ndarray, distribution: np.ndarr
         expected = goals.size * distribution[possible]
         assert expected.min() > 50, "too few draws for the chi-square approximation"
         assert stats.chisquare(counts, expected).pvalue > FALSE_ALARM_RATE / num_tables
-
-
-def assert_each_goal_has_its_outcome(copies) -> None:
-    """Reward, termination and both leaves of the goal are those of the copy's own transition and goal."""
-    transition_id, goal_id = copies.transition.id, copies.goal["id"]
-    np.testing.assert_array_equal(copies.transition.achieved["id"], transition_id)
-    np.testing.assert_array_equal(copies.transition.achieved["pair"], np.stack([transition_id, -transition_id], -1))
-    np.testing.assert_array_equal(copies.goal["pair"], np.stack([goal_id, -goal_id], -1))
-    np.testing.assert_array_equal(copies.reward, 1000 * transition_id + goal_id)
-    np.testing.assert_array_equal(copies.terminated, transition_id == goal_id)
-    np.testing.assert_array_equal(copies.is_hindsight, goal_id != DESIRED_ID)
 
 
 @within_episode
@@ -221,7 +141,7 @@ def test_random_draws_uniformly_from_all_finished_transitions_held(lengths):
     num_held = int(sizes(buffers)[0])
     copies = copies_of(buffers, num_copies=num_held * (1 + NUM_GOALS))
 
-    held = np.sort(copies.transition.id[0][~copies.is_hindsight[0]])
+    held = np.sort(copies.transition.number[0][~copies.is_hindsight[0]])
     assert set(last) <= set(held)
     assert (10 in held) == (len(lengths) == 1), "this test needs an evicted episode"
     for transition_id in last:
@@ -257,9 +177,9 @@ def test_num_goals_0_turns_hindsight_off(strategy):
     """With `num_goals=0` a transition has one copy, with the goal that its episode pursued, `final` and `random` included."""
     copies = copies_of(play(init(strategy, num_goals=0), [3, 4]), num_copies=7)
     assert not copies.is_hindsight.any()
-    np.testing.assert_array_equal(copies.goal["id"], DESIRED_ID)
-    np.testing.assert_array_equal(np.sort(copies.transition.id)[0], [*episode_ids(1, 3), *episode_ids(2, 4)])
-    assert_each_goal_has_its_outcome(copies)
+    np.testing.assert_array_equal(copies.goal["number"], DESIRED_ID)
+    np.testing.assert_array_equal(np.sort(copies.transition.number)[0], [*episode_ids(1, 3), *episode_ids(2, 4)])
+    decode(copies)
 
 
 @every_strategy
@@ -271,10 +191,10 @@ def test_every_goal_has_its_own_reward_and_termination(strategy):
     lengths = [3, 8, 1, 4, 2, 5, 8, 3, 1, 1, 4, 5, 2]
     buffers = play(init(strategy), lengths)
     copies = copies_of(buffers, num_copies=int(sizes(buffers)[0]) * (1 + goals_per_transition(strategy)))
-    assert_each_goal_has_its_outcome(copies)
-    assert set(episode_ids(13, 2)) <= set(copies.transition.id[0])
+    decode(copies)
+    assert set(episode_ids(13, 2)) <= set(copies.transition.number[0])
 
-    sources = np.stack([copies.transition.id, copies.goal["id"]], axis=-1)[copies.is_hindsight]
+    sources = np.stack([copies.transition.number, copies.goal["number"]], axis=-1)[copies.is_hindsight]
     for transition_id, goal_id in np.unique(sources, axis=0):
         (episode, step), (goal_episode, goal_step) = divmod(transition_id, 10), divmod(goal_id, 10)
         assert goal_step < lengths[goal_episode - 1]
@@ -314,9 +234,9 @@ def test_the_key_alone_decides_the_goals(strategy):
     copies = episode_of_5(strategy)
     again = copies_of(play(init(strategy), [3, 5]), num_copies=8 * (1 + NUM_GOALS))
     jax.tree.map(np.testing.assert_array_equal, again, copies)
-    assert len({tuple(goals) for goals in copies.goal["id"]}) == NUM_BUFFERS
+    assert len({tuple(goals) for goals in copies.goal["number"]}) == NUM_BUFFERS
     other_keys = copies_of(end(add(play(init(strategy), [3]), episode_ids(2, 5)), seed=77), num_copies=8 * (1 + NUM_GOALS))
-    assert (other_keys.goal["id"] != copies.goal["id"]).any(axis=1).all()
+    assert (other_keys.goal["number"] != copies.goal["number"]).any(axis=1).all()
 
 
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
@@ -327,8 +247,8 @@ def test_a_vmapped_buffer_draws_what_it_draws_alone(make_key):
     key = jax.random.split(make_key(5), NUM_BUFFERS)[8]
     alone = herjax.end_episode(running, goal(DESIRED_ID), key)
     repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_BUFFERS, *leaf.shape)), alone)
-    goals = copies_of(repeated, num_copies=5 * (1 + NUM_GOALS)).goal["id"]
-    np.testing.assert_array_equal(goals[0], copies.goal["id"][8])
+    goals = copies_of(repeated, num_copies=5 * (1 + NUM_GOALS)).goal["number"]
+    np.testing.assert_array_equal(goals[0], copies.goal["number"][8])
 
 
 def test_a_custom_strategy_is_given_a_key_and_int32_scalars(key):
@@ -374,7 +294,7 @@ def test_a_goal_step_outside_the_episode_is_clipped_into_it():
     copies = copies_of(play(init(astray), [3, 5]), num_copies=8 * (1 + NUM_GOALS))
     for transition_id, expected in zip(episode_ids(2, 5), (20, 24, 22, 21, 20), strict=True):
         np.testing.assert_array_equal(hindsight_goals(copies, transition_id), expected)
-    assert_each_goal_has_its_outcome(copies)
+    decode(copies)
 
 
 def running_episode(strategy, length: int, *, num_goals: int = 1):

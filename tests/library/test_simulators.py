@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import herjax
-from test_num_envs import make, play, reached
+from numbered import make, play, reached
 
 SETTINGS = [
     {"relabel": relabel, "num_envs": num_envs, "priority_exponent": exponent}
