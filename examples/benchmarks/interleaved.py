@@ -60,7 +60,7 @@ def scan_program(
 
     def start(key: jax.Array) -> Any:
         # flashbax starts with weak types, and the scan returns none: without the conversion it would be compiled twice.
-        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), init(key))
+        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), init(key))
 
     def inputs(call: int) -> tuple[np.ndarray | np.int32, jax.Array]:
         key = jax.random.key(call)
