@@ -139,6 +139,20 @@ BUGS = (
         STORAGE,
     ),
     Bug(
+        "where all priorities are 0, the first row is drawn, whatever it holds",
+        "sampling.py",
+        "indices = jnp.where((priority_sum > 0) | ~can_sample(state), indices, oldest)",
+        "del oldest",
+        PRIORITIES,
+    ),
+    Bug(
+        "the copies of all shards are counted in 32 bits",
+        "sampling.py",
+        "jax.lax.psum((copies_held.astype(jnp.float32), priority_sum), axis_name)",
+        "jax.lax.psum((copies_held, priority_sum), axis_name)",
+        PRIORITIES,
+    ),
+    Bug(
         "an episode may be one step longer than its greatest length",
         "buffer.py",
         "dropped = mask & (state.pending >= config.max_episode_length)",

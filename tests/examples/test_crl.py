@@ -1,0 +1,105 @@
+"""The contrastive agent: its losses are the published ones, its goals come later in the same episode, and it learns."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import logsumexp
+
+import crl
+import herjax
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+TINY = crl.Config(
+    cycles=2, eval_every=1, num_envs=3, updates=2, batch_size=8, capacity=600, hidden=(8,), representation=4, progress=False
+)
+
+
+def filled(config: crl.Config, key: jax.Array) -> tuple[crl.Loop, crl.Episodes]:
+    """A loop that has stored an episode of each environment, and the episodes."""
+    loop = crl.start(config, key)
+    episodes = crl.play(config, loop.params, key, episodes=config.num_envs, greedy=False)
+    buffer, _ = jax.lax.scan(lambda buffer, step: (herjax.add(buffer, step), None), loop.buffer, episodes.transitions)
+    pursued = crl.future(jax.tree.map(lambda leaf: leaf[-1], episodes.transitions))
+    return loop._replace(buffer=herjax.end_episode(buffer, pursued._replace(goal=episodes.goal), key)), episodes
+
+
+def test_goals_come_later_in_the_same_episode(key: jax.Array) -> None:
+    """Each goal, state and action of a batch is what one step of the transition's episode achieved, never an earlier one."""
+    loop, episodes = filled(TINY, key)
+    batch = herjax.sample(loop.buffer, key, 200, hindsight_ratio=1.0)
+    played = jax.tree.map(np.asarray, episodes.transitions)
+
+    def places(field: np.ndarray, drawn: jax.Array) -> np.ndarray:
+        """Step and environment at which each of the drawn values was played, int [n, 2]."""
+        same = (field == np.asarray(drawn)[:, None, None]).all(axis=-1)
+        assert (same.sum(axis=(1, 2)) == 1).all()
+        return np.argwhere(same)[:, 1:]
+
+    now, then = (
+        places(played.observation, batch.transition.observation),
+        places(played.next_observation, batch.goal.observation),
+    )
+    np.testing.assert_array_equal(now[:, 1], then[:, 1])
+    assert (then[:, 0] >= now[:, 0]).all()
+    assert (then[:, 0] > now[:, 0] + 5).any()
+    np.testing.assert_array_equal(batch.goal.goal, played.achieved_goal[then[:, 0], then[:, 1]])
+    np.testing.assert_array_equal(batch.goal.action, played.action[then[:, 0], then[:, 1]])
+
+
+def test_the_critics_loss_is_symmetric_infonce(key: jax.Array) -> None:
+    """Both cross entropies over minus the distances of all pairs, and the penalty on the log-sum-exp, in NumPy's float64."""
+    loop, _ = filled(TINY, key)
+    batch = herjax.sample(loop.buffer, key, 16, hindsight_ratio=1.0)
+    states, goals = (
+        np.asarray(each, np.float64)
+        for each in (
+            crl.represent(TINY, loop.params, batch.transition.observation, batch.transition.action),
+            crl.represent_goal(TINY, loop.params, batch.goal.goal),
+        )
+    )
+    logits = -np.sqrt(((states[:, None] - goals[None]) ** 2).sum(axis=-1) + 1e-6)
+    by_state, by_goal = logsumexp(logits, axis=1), logsumexp(logits, axis=0)
+    expected = np.mean(by_state - np.diag(logits)) + np.mean(by_goal - np.diag(logits)) + TINY.penalty * np.mean(by_state**2)
+    np.testing.assert_allclose(crl.critic_loss(TINY, loop.params, batch), expected, rtol=1e-4)
+
+
+def test_densities_are_those_of_squashed_normals(key: jax.Array) -> None:
+    """The logarithm of an action's density is the normal's, less that of tanh's slope; its entropy's gradient has a sign."""
+    mean, log_deviation = jnp.array([[0.3, -1.0]]), jnp.array([[-0.5, -1.5]])
+    action, log_density = crl.draw_action(mean, log_deviation, key)
+    raw = np.arctanh(np.asarray(action, np.float64))
+    expected = stats.norm.logpdf(raw, mean, np.exp(log_deviation)) - np.log(1 - np.tanh(raw) ** 2)
+    np.testing.assert_allclose(log_density, expected.sum(axis=-1), rtol=1e-4)
+
+
+def test_the_actor_learns_nothing_of_the_critic(key: jax.Array) -> None:
+    """The actor's loss moves the actor and the temperature alone."""
+    loop, _ = filled(TINY, key)
+    batch = herjax.sample(loop.buffer, key, 16, hindsight_ratio=1.0)
+    gradients = jax.grad(lambda params: crl.actor_loss(TINY, params, batch, key))(loop.params)
+    for leaf in jax.tree.leaves((gradients.state_encoder, gradients.goal_encoder)):
+        np.testing.assert_array_equal(leaf, 0)
+    assert any(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradients.actor))
+    assert gradients.log_temperature != 0
+
+
+def test_no_key_is_used_twice_in_the_whole_training() -> None:
+    """From the first parameter to the last evaluation the key-reuse checker finds nothing; losses are finite."""
+    with jax.debug_key_reuse(True):
+        metrics = jax.jit(partial(crl.train, TINY))(jax.random.key(0))
+    assert np.isfinite(metrics["critic_loss"]).all()
+    assert metrics["success_rate"].shape == (2,)
+
+
+@pytest.mark.slow
+def test_it_reaches_without_a_reward() -> None:
+    """In 48,000 steps two seeds reach four of five goals of PlanarReach."""
+    config = dataclasses.replace(crl.Config(), task="reach", cycles=60, eval_every=20, progress=False)
+    metrics = jax.jit(jax.vmap(partial(crl.train, config)))(jax.random.split(jax.random.key(0), 2))
+    assert metrics["success_rate"][:, -1].min() >= 0.8
