@@ -228,12 +228,12 @@ def test_gradients_pass_by(relabel: str, exponent: float | None, num_steps: int)
         return jax.lax.scan(step, (empty, jnp.float32(0)), jax.random.split(KEY, 12))[0][1]
 
     rate = jnp.float32(0.5)
-    expected = jax.jit(jax.grad(loss))(rate, rate)
-    assert expected < 0
-    both = lambda rate: loss(rate, rate)  # noqa: E731
-    assert jax.jit(jax.grad(both))(rate) == pytest.approx(float(expected), rel=1e-5)
-    assert jax.jit(lambda rate: jax.jvp(both, (rate,), (jnp.float32(1),)))(rate)[1] == pytest.approx(float(expected), rel=1e-5)
-    assert jax.jit(jax.grad(loss, argnums=1))(rate, rate) == 0
+    value, (by_rate, by_constant) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(rate, rate)
+    assert value < 0
+    assert by_rate == pytest.approx(float(value / rate), rel=1e-5)
+    assert by_constant == 0
+    both = lambda rate: jax.jvp(lambda rate: loss(rate, rate), (rate,), (jnp.float32(1),))  # noqa: E731
+    assert jax.jit(both)(rate)[1] == pytest.approx(float(value / rate), rel=1e-5)
 
 
 def loop(state: herjax.BufferState, keys: jax.Array) -> tuple[herjax.BufferState, jax.Array]:
@@ -296,17 +296,13 @@ def test_faults_are_named_wherever_they_happen(fault: str) -> None:
     def in_cond(happens: jax.Array) -> object:
         return jax.lax.cond(happens, lambda: function(state, happens), lambda: function(state, jnp.bool_(False)))
 
+    checked = checkify.checkify(lambda happens: function(state, happens))
+    lanes = checkify.checkify(jax.vmap(lambda happens: function(state, happens)))
+    alone, branched, within, around = map(jax.jit, (checked, checkify.checkify(in_cond), lanes, jax.vmap(checked)))
     for flag in (False, True):
-        happens = jnp.bool_(flag)
-        checked = checkify.checkify(lambda happens: function(state, happens))
-        lanes = checkify.checkify(jax.vmap(lambda happens: function(state, happens)))
-        several = jnp.asarray([False, flag, False])
-        errors = [
-            jax.jit(checked)(happens)[0],
-            jax.jit(checkify.checkify(in_cond))(happens)[0],
-            jax.jit(lanes)(several)[0],
-            jax.tree.map(lambda leaf: leaf[1], jax.vmap(checked)(several)[0]),
-        ]
+        happens, several = jnp.bool_(flag), jnp.asarray([False, flag, False])
+        of_second = jax.tree.map(lambda leaf: leaf[1], around(several)[0])
+        errors = [alone(happens)[0], branched(happens)[0], within(several)[0], of_second]
         for error in errors:
             if flag:
                 with pytest.raises(checkify.JaxRuntimeError, match=message):

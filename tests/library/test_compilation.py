@@ -10,56 +10,26 @@ import numpy as np
 import pytest
 
 import herjax
-import saver
+from numbered import goal, make_of_fields, transition
 
 CAPACITY = 50_000
-STEPS = 64
+STEPS = 300
 
 
-class Transition(NamedTuple):
-    """A transition of two leaves."""
-
-    observation: jax.Array
-    action: jax.Array
-
-
-def goal_fn(transition: Transition) -> jax.Array:
-    return transition.observation[:2]
-
-
-def reward_fn(transition: Transition, goal: jax.Array) -> jax.Array:
-    return jnp.sum(transition.observation[:2] * goal)
-
-
-def terminated_fn(transition: Transition, goal: jax.Array) -> jax.Array:
-    return jnp.all(transition.observation[:2] == goal)
-
-
-def make(
-    priority_exponent: float | None, capacity: int = CAPACITY, strategy: str = "future", **options: object
-) -> herjax.BufferState:
-    return herjax.init(
-        Transition(jnp.zeros(3), jnp.int32(0)),
-        capacity=capacity,
-        max_episode_length=10,
-        goal_fn=goal_fn,
-        reward_fn=reward_fn,
-        terminated_fn=terminated_fn,
-        strategy=strategy,
-        num_goals=2,
-        priority_exponent=priority_exponent,
-        **options,
-    )
+def make(priority_exponent: float | None, **options: object) -> herjax.BufferState:
+    defaults = {"capacity": CAPACITY, "max_episode_length": 10, "num_goals": 2}
+    return make_of_fields(**(defaults | {"priority_exponent": priority_exponent} | options))
 
 
 def step(buffer: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, herjax.Sample]:
     """One step of a training loop that needs no agent: a random transition, and its reward as the TD error."""
-    key_observation, key_done, key_goals, key_sample = jax.random.split(key, 4)
+    key_number, key_done, key_goals, key_sample = jax.random.split(key, 4)
     axis = () if buffer.config.num_envs is None else (buffer.config.num_envs,)
-    transition = Transition(jax.random.normal(key_observation, (*axis, 3)), jnp.full(axis, 7, jnp.int32))
-    buffer = herjax.add(buffer, transition)
+    number = jax.random.randint(key_number, axis, 0, 1000)
+    encode = jax.vmap if axis else lambda function: function
+    buffer = herjax.add(buffer, encode(transition)(number))
     done = jax.random.bernoulli(key_done, 0.2, axis)
-    buffer = herjax.end_episode(buffer, jnp.ones((*axis, 2)), key_goals, done=done)
+    buffer = herjax.end_episode(buffer, encode(goal)(-1 - number), key_goals, done=done)
     batch = herjax.sample(buffer, key_sample, 16, beta=0.5)
     if buffer.tree is not None:
         buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(batch.reward))
@@ -79,8 +49,12 @@ def observe(buffer: herjax.BufferState, batches: herjax.Sample) -> Observed:
     return Observed(batches, herjax.size(buffer), None if buffer.tree is None else buffer.tree[0], buffer.pending)
 
 
-def run(key: jax.Array, buffer: herjax.BufferState) -> Observed:
-    return observe(*jax.lax.scan(step, buffer, jax.random.split(key, STEPS)))
+@jax.jit
+def run(key: jax.Array, buffer: herjax.BufferState) -> tuple[herjax.BufferState, herjax.Sample]:
+    return jax.lax.scan(step, buffer, jax.random.split(key, STEPS))
+
+
+run_each = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (0, None)))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +68,7 @@ def test_eager_jitted_scanned_and_vmapped_agree(
     """The same keys give the same batches and states, call by call or in one compiled scan, alone or vmapped."""
     buffer = make(priority_exponent, capacity=40, strategy=strategy, **options)
     keys = jax.random.split(key, 3)
-    scanned = [jax.jit(run)(key, buffer) for key in keys]
+    scanned = [observe(*run(key, buffer)) for key in keys]
 
     eager, batches = buffer, []
     for step_key in jax.random.split(keys[0], STEPS):
@@ -104,7 +78,7 @@ def test_eager_jitted_scanned_and_vmapped_agree(
         observe(eager, jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)), scanned[0], rtol=1e-6
     )
 
-    nested = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (0, None)))(keys[:, None], buffer)
+    nested = jax.vmap(jax.vmap(observe))(*run_each(keys[:, None], buffer))
     for lane, alone in enumerate(scanned):
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=lane: leaf[i, 0], nested), alone, rtol=1e-6)
     assert not np.array_equal(scanned[0].batches.indices, scanned[1].batches.indices), "other keys, other batches"
@@ -117,29 +91,12 @@ def test_eager_jitted_scanned_and_vmapped_agree(
 )
 def test_a_vmapped_buffer_is_the_buffer_alone_bit_for_bit(options: dict[str, object], key: jax.Array) -> None:
     """Over 300 steps, episodes ending at other times in each lane: all batches and all arrays of the state, unused rows too."""
-    start = saver.start(**options)
-    axis = () if start.config.num_envs is None else (2,)
-
-    def step(buffer: herjax.BufferState, key: jax.Array) -> tuple[herjax.BufferState, herjax.Sample]:
-        key_number, key_goals, key_done, key_sample = jax.random.split(key, 4)
-        number = jax.random.randint(key_number, axis, 0, 1000)
-        done = jax.random.bernoulli(key_done, 0.3, axis)
-        buffer = herjax.end_episode(herjax.add(buffer, number), -1 - number, key_goals, done)
-        batch = herjax.sample(buffer, key_sample, 16)
-        if buffer.tree is not None:
-            priorities = jnp.abs(batch.reward).astype(jnp.float32) * batch.weights
-            buffer = herjax.update_priorities(buffer, batch.indices, priorities)
-        return buffer, batch
-
-    def run(key: jax.Array) -> tuple[herjax.BufferState, herjax.Sample]:
-        return jax.lax.scan(step, start, jax.random.split(key, 300))
-
+    buffer = make(**({"priority_exponent": 0.6, "capacity": 40} | options))
     keys = jax.random.split(key, 3)
-    together = jax.jit(jax.vmap(run))(keys)
-    run_alone = jax.jit(run)
+    together = run_each(keys[:, None], buffer)
     for lane, lane_key in enumerate(keys):
-        alone = run_alone(lane_key)
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda leaf, i=lane: leaf[i], together), alone)
+        alone = run(lane_key, buffer)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda leaf, i=lane: leaf[i, 0], together), alone)
 
 
 def test_each_function_is_traced_once(key: jax.Array) -> None:
@@ -153,8 +110,8 @@ def test_each_function_is_traced_once(key: jax.Array) -> None:
     calls = {name: jax.jit(partial(counted, name), static_argnums=2 if name == "sample" else ()) for name in traces}
     buffer = make(0.6)
     for index, step_key in enumerate(jax.random.split(key, 30)):
-        buffer = calls["add"](buffer, Transition(jnp.full(3, index, jnp.float32), jnp.int32(index)))
-        buffer = calls["end_episode"](buffer, jnp.full(2, index, jnp.float32), step_key, jnp.asarray(index % 3 == 2))
+        buffer = calls["add"](buffer, transition(index))
+        buffer = calls["end_episode"](buffer, goal(index), step_key, jnp.asarray(index % 3 == 2))
         batch = calls["sample"](buffer, step_key, 8)
         buffer = calls["update_priorities"](buffer, batch.indices, jnp.full(8, index, jnp.float32))
     assert traces == dict.fromkeys(traces, 1)
@@ -208,7 +165,9 @@ def test_bytes_allocated_are_those_of_the_readme(
 def test_no_key_is_used_twice(strategy: str, relabel: str, key: jax.Array) -> None:
     """The key-reuse checker finds nothing in the whole loop (under `vmap` it objects to any scan over split keys)."""
     with jax.debug_key_reuse(True):
-        jax.block_until_ready(jax.jit(run)(key, make(0.6, capacity=40, strategy=strategy, relabel=relabel)))
+        run.trace(key, make(0.6, capacity=40, strategy=strategy, relabel=relabel))
+        with pytest.raises(jax.errors.KeyReuseError):  # It would, if there were anything to find.
+            jax.jit(lambda key: jax.random.bits(key) + jax.random.bits(key)).trace(key)
 
 
 def test_64_bit_mode_changes_nothing_but_the_users_leaves(key: jax.Array) -> None:
@@ -249,11 +208,11 @@ def test_shard_map_over_devices_equals_each_alone(key: jax.Array) -> None:
 
     def one(keys: jax.Array) -> jax.Array:
         buffer = jax.lax.pcast(make(0.6, capacity=40), "seed", to="varying")
-        return run(keys[0], buffer).batches.indices[None]
+        return run(keys[0], buffer)[1].indices[None]
 
     keys = jax.random.split(key, 1)
     sharded = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec))(keys)
-    np.testing.assert_array_equal(sharded[0], run(keys[0], make(0.6, capacity=40)).batches.indices)
+    np.testing.assert_array_equal(sharded[0], run(keys[0], make(0.6, capacity=40))[1].indices)
 
 
 @pytest.mark.parametrize("num_envs", [None, 5])
@@ -262,7 +221,7 @@ def test_seeds_on_an_explicit_mesh_are_those_of_vmap_alone(relabel: str, num_env
     """With keys shared out over an Explicit axis, `jit(vmap)` gives what it gives without a mesh, and keeps the axis."""
 
     def train(key: jax.Array) -> jax.Array:
-        return run(key, make(0.6, capacity=50, relabel=relabel, num_envs=num_envs)).batches.indices
+        return run(key, make(0.6, capacity=50, relabel=relabel, num_envs=num_envs))[1].indices
 
     def train_sharded(key: jax.Array) -> jax.Array:  # Of its own: JAX keeps what it traced without the mesh.
         return train(key)
@@ -300,8 +259,8 @@ def test_sharded_probabilities_are_those_of_the_whole(key: jax.Array) -> None:
     def shard(key: jax.Array, priority: jax.Array) -> tuple[herjax.Sample, herjax.Sample]:
         buffer = make(1.0, capacity=40)
         for index in range(4):
-            buffer = herjax.add(buffer, Transition(jnp.full(3, index, jnp.float32), jnp.int32(index)))
-        buffer = herjax.end_episode(buffer, jnp.ones(2), key)
+            buffer = herjax.add(buffer, transition(index))
+        buffer = herjax.end_episode(buffer, goal(-1), key)
         buffer = herjax.update_priorities(buffer, jnp.arange(12), jnp.broadcast_to(priority, 12))
         return herjax.sample(buffer, key, 12, beta=1.0, axis_name="shard"), herjax.sample(buffer, key, 12, beta=1.0)
 
