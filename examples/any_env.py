@@ -61,7 +61,7 @@ def train_step(carry: tuple[Any, ...], key: jax.Array) -> tuple[tuple[Any, ...],
 
     def loss(params: Any, sample: herjax.Sample) -> jax.Array:
         next_value = jnp.max(values(target_params, sample.transition.next_position, sample.goal))
-        target = sample.reward + DISCOUNT * jnp.where(sample.terminated, 0.0, next_value)
+        target = sample.reward + sample.discount * next_value
         value = values(params, sample.transition.position, sample.goal)[sample.transition.action]
         return sample.weights * optax.huber_loss(value, target)
 
@@ -84,6 +84,7 @@ def train(num_goals: int, key: jax.Array) -> jax.Array:
         reward_fn=lambda t, goal: -jnp.any(t.next_position != goal).astype(jnp.float32),
         terminated_fn=lambda t, goal: jnp.all(t.next_position == goal),
         num_goals=num_goals,
+        discount=DISCOUNT,
     )
     carry = (params, params, OPTIMIZER.init(params), buffer, ENV.reset(key_env, PARAMS))
     (params, *_), _ = jax.lax.scan(train_step, carry, jax.random.split(key_steps, STEPS))
