@@ -60,8 +60,8 @@ def train_step(carry: tuple[Any, ...], key: jax.Array) -> tuple[tuple[Any, ...],
     batch = herjax.sample(buffer, key_sample, batch_size=64)
 
     def loss(params: Any, sample: herjax.Sample) -> jax.Array:
-        next_value = jnp.max(values(target_params, sample.transition.next_position, sample.goal))
-        target = sample.reward + sample.discount * next_value
+        next_values = values(target_params, sample.transition.next_position, sample.goal)
+        target = sample.reward + sample.discount * jnp.max(next_values)
         value = values(params, sample.transition.position, sample.goal)[sample.transition.action]
         return sample.weights * optax.huber_loss(value, target)
 
@@ -75,9 +75,8 @@ def train(num_goals: int, key: jax.Array) -> jax.Array:
     """A run with so many hindsight goals; the share of 500 greedy episodes after it that reach their goal, float32 []."""
     key_params, key_env, key_steps, key_reset, key_play = jax.random.split(key, 5)
     params = NETWORK.init(key_params, jnp.zeros(4 * 13))
-    position = jnp.zeros(2, jnp.int32)
     buffer = herjax.init(
-        Transition(position, jnp.int32(0), position),
+        Transition(jnp.zeros(2, jnp.int32), jnp.int32(0), jnp.zeros(2, jnp.int32)),
         capacity=STEPS,
         max_episode_length=PARAMS.max_steps_in_episode,
         goal_fn=lambda t: t.next_position,
