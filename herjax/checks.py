@@ -58,6 +58,14 @@ def function(name: str, value: Callable[..., Any], *arguments: str) -> None:
         ) from error
 
 
+def result(name: str, function: Callable[..., Any], *examples: Pytree) -> Pytree:
+    """The shapes that a function of these examples returns. `TypeError` where it takes them out of JAX."""
+    try:
+        return jax.eval_shape(function, *examples)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(f"{name} makes NumPy arrays of its arguments, which JAX traces; use jax.numpy in it.") from error
+
+
 def scalar(name: str, result: Pytree) -> None:
     """`ValueError` unless the function `name` has returned one number, not batched."""
     if not isinstance(result, jax.ShapeDtypeStruct) or result.shape:

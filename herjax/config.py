@@ -113,16 +113,16 @@ class Config:
                 checks.function(name, function, "transition", *(["goal"] if name != "goal_fn" else []))
                 self._set(name, Function(function))
         example = self.transition.struct()
-        goal = Layout.of("goal", jax.eval_shape(self.goal_fn, example))
+        goal = Layout.of("goal", checks.result("goal_fn", self.goal_fn, example))
         if not goal.words:
             raise ValueError("goal_fn returns no element; return the goal that the transition achieved.")
-        reward = jax.eval_shape(self.reward_fn, example, goal.struct())
+        reward = checks.result("reward_fn", self.reward_fn, example, goal.struct())
         checks.scalar("reward_fn", reward)
         if self.num_steps > 1 and not jnp.issubdtype(reward.dtype, jnp.floating):
             reward = jax.ShapeDtypeStruct((), jnp.float32)
         terminated = None
         if self.terminated_fn is not None:
-            terminated = jax.eval_shape(self.terminated_fn, example, goal.struct())
+            terminated = checks.result("terminated_fn", self.terminated_fn, example, goal.struct())
             checks.scalar("terminated_fn", terminated)
             if terminated.dtype != jnp.bool_:
                 raise TypeError(f"terminated_fn returns dtype {terminated.dtype}; return a bool.")

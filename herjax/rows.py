@@ -71,7 +71,9 @@ class Layout:
         if treedef != self.treedef:
             raise ValueError(f"{name} has the structure {treedef}, but init was given {self.treedef}; pass the same pytree.")
         leading = () if num_envs is None else (num_envs,)
-        remedy = "pass one, unbatched" if num_envs is None else f"pass one of each of the {num_envs} environments"
+        remedy = "pass one, unbatched"
+        if num_envs is not None:
+            remedy = f"pass one of each of the {num_envs} environments, and init an example without that axis"
         for (path, value), leaf in zip(paths_and_leaves, self.leaves, strict=True):
             leaf_path = name + jax.tree_util.keystr(path)
             shape, dtype = _aval(leaf_path, value)

@@ -131,6 +131,11 @@ REFUSED = {
         TypeError,
         r"key has dtype int32; give a PRNG key, such as jax\.random\.key\(0\)",
     ),
+    "reward_fn, of NumPy": (
+        lambda: make(reward_fn=lambda number, goal: np.float32(np.asarray(number) == goal)),
+        TypeError,
+        r"reward_fn makes NumPy arrays of its arguments, which JAX traces; use jax\.numpy in it",
+    ),
     "beta, several": (
         lambda: herjax.sample(make(priority_exponent=0.6), KEY, 4, beta=jnp.ones((3, 1))),
         ValueError,
