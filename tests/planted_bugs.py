@@ -365,8 +365,8 @@ BUGS = (
     Bug(
         "a mixture's sources all have the same share",
         "relabel.py",
-        "return Mixture(tuple((source, weight / total) for source, weight in used))",
-        "return Mixture(tuple((source, 1 / len(used)) for source, weight in used))",
+        "(source, share / total) for",
+        "(source, 1 / len(shares)) for",
         MIXTURES,
     ),
     Bug(
