@@ -1,7 +1,7 @@
 """Checks of arguments: what is wrong is named, with its value and what to give instead."""
 
 import inspect
-import sys
+import math
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -26,9 +26,13 @@ def number(name: str, value: float, most: float | None = None) -> float:
     wanted = "a finite number >= 0" if most is None else f"a number in [0, {most:g}]"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; give {wanted}.")
-    if not 0 <= value <= sys.float_info.max or (most is not None and value > most):
+    try:
+        plain = float(value)
+    except OverflowError:  # Of an int of Python's.
+        plain = math.inf
+    if not 0 <= plain < math.inf or (most is not None and plain > most):
         raise ValueError(f"{name} is {value}; give {wanted}.")
-    return float(value)
+    return plain
 
 
 def real(name: str, value: jax.Array | float, wanted: str) -> jax.Array:

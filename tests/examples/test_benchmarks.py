@@ -36,7 +36,7 @@ def test_all_operations_together_are_the_training_step() -> None:
     whole = run(lambda loop, x: bitflip.train_step(CONFIG, loop, x[1])[0])
     partial_steps = [run(partial(step_cost.partial_step, CONFIG, 5, count)) for count in (1, 2, 4)]
     chex.assert_trees_all_close(*map(jax.tree.leaves, (partial_steps[-1].agent, whole.agent)), rtol=1e-4, atol=1e-6)
-    assert not np.allclose(*(jax.tree.leaves(loop.agent)[0] for loop in (partial_steps[1], whole))), "the fixed batch"
+    assert not np.allclose(*(jax.tree.leaves(loop.agent.params)[0] for loop in (partial_steps[1], whole))), "the fixed batch"
     assert [int(loop.buffer.head[0]) for loop in partial_steps] == [0, 40, 40], "only end_episode keeps an episode"
     assert not any(int(loop.buffer.num_dropped) for loop in partial_steps), "every add writes"
 
