@@ -192,11 +192,11 @@ def evaluate(config: Config, agent: Agent, key: jax.Array) -> jax.Array:
         observation, state, _, terminated, _ = step_all(key_step, state, jnp.argmax(values, axis=-1), env_params)
         return observation, state, success | terminated
 
-    start = jax.vmap(env.reset_env, (0, None))(jax.random.split(key_reset, config.eval_episodes), env_params)
-    carry = (*start, jnp.zeros(config.eval_episodes, bool))
-    success = jax.lax.while_loop(lambda carry: ~jnp.all(carry[2] | (carry[1].time >= config.max_episode_length)), step, carry)[
-        2
-    ]
+    def unfinished(carry: tuple[Any, Any, jax.Array]) -> jax.Array:
+        return ~jnp.all(carry[2] | (carry[1].time >= config.max_episode_length))
+
+    seen = jax.vmap(env.reset_env, (0, None))(jax.random.split(key_reset, config.eval_episodes), env_params)
+    *_, success = jax.lax.while_loop(unfinished, step, (*seen, jnp.zeros(config.eval_episodes, bool)))
     return jnp.mean(success.astype(jnp.float32))
 
 
