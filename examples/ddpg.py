@@ -258,7 +258,7 @@ def store(buffer: herjax.BufferState, transitions: Transition, goal: jax.Array, 
 def store_and_learn(
     config: AgentConfig, loop: Loop, transitions: Transition, goal: jax.Array, key: jax.Array
 ) -> tuple[Loop, Losses]:
-    """A cycle but for the playing of its episodes."""
+    """Stores a cycle's episodes and learns from them."""
     key_goals, key_sample = jax.random.split(key)
     buffer = store(loop.buffer, transitions, goal, key_goals)
     draws = config.updates * config.batch_size

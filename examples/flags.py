@@ -37,7 +37,7 @@ Ratio = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """What all programs are told. None of it changes what is learned, but for the seeds."""
+    """What all programs are told: how many runs, how often to look, and where to write."""
 
     not_training: ClassVar[tuple[str, ...]] = ("out", "log_dir", "checkpoint", "checkpoint_seconds", "progress")
     """What may differ when a run goes on."""

@@ -25,7 +25,7 @@ import ddpg
 import flags
 
 LINES = ("--", ":", "-.")
-"""Of what has no k to vary."""
+"""Line styles of baselines."""
 MEAN_OF = 5
 """Evaluations in a row whose mean counts as a success rate reached."""
 
@@ -52,7 +52,7 @@ class Config:
 
 
 class Cell(NamedTuple):
-    """What is trained apart from all else."""
+    """One cell of the comparison."""
 
     name: str
     changes: dict[str, Any]  # To the settings of training.

@@ -124,7 +124,8 @@ def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
         to 1.
 
     Returns:
-      The strategy, for `init`. Two of the same sources and shares are equal.
+      The strategy, for `init`. Two of the same sources and shares are equal. A weight of at most 2^-24 of the largest counts
+      as 0.
 
     Raises:
       ValueError: a weight is out of range, all are 0, a name is unknown, or a function returns no scalar.
@@ -145,7 +146,7 @@ def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
     largest = max(weighed.values(), default=0.0)
     if largest == 0:
         raise ValueError(f"mixture's weights are {weights}; give at least one source a weight above 0.")
-    # A share of 2^-24 of the largest or less would never be drawn: the number that says which source has 23 bits.
+    # The number that says which source has 23 bits: it cannot tell smaller shares.
     shares = [(source, weight / largest) for source, weight in weighed.items() if weight / largest > 2**-24]
     total = math.fsum(share for _, share in shares)
     return Mixture(tuple((source, share / total) for source, share in sorted(shares, key=lambda each: str(each[0]))))

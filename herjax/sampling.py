@@ -78,8 +78,8 @@ def sample(
       The batch; zeros where no finished transition is held, as `can_sample` says.
 
     Raises:
-      ValueError: `batch_size` is less than 1, `key` has an axis, or `hindsight_ratio` is given where `sample` draws no goals,
-        or is not a single number.
+      ValueError: `batch_size` is less than 1, `key` has an axis, or `hindsight_ratio` is given where `sample` draws no goals;
+        that or `beta` is not a single number.
       TypeError: `batch_size` is no int, or `key` is no key.
 
     Example:
