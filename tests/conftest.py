@@ -4,6 +4,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Most of the tests' time is XLA's, which compiles some thousand small programs: quickly, here, rather than to fast code. To test
+# what users run, set XLA_FLAGS to anything, such as "--xla_cpu_use_fusion_emitters=true".
+QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+os.environ.setdefault("XLA_FLAGS", QUICKLY)
+
 import jax
 import pytest
 from hypothesis import Phase, settings
