@@ -4,11 +4,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Most of the tests' time is XLA's, which compiles some thousand small programs: quickly, here, rather than to fast code. To test
-# what users run, set XLA_FLAGS to anything, such as "--xla_cpu_use_fusion_emitters=true".
-QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-os.environ.setdefault("XLA_FLAGS", QUICKLY)
-
 import jax
 import pytest
 from hypothesis import Phase, settings
@@ -18,6 +13,10 @@ import herjax
 # `.ci/run` names the virtual environment that it installed the wheel into: no test may import the folder's herjax instead.
 if (prefix := os.environ.get("HERJAX_INSTALLED_IN")) and Path(prefix).resolve() not in Path(herjax.__file__).resolve().parents:
     raise pytest.UsageError(f"herjax was imported from {herjax.__file__}, not from {prefix}; run pytest, not python -m pytest.")
+
+# Most of the tests' time is XLA's, which compiles some thousand small programs: let it be quick, rather than make fast code.
+# With XLA_FLAGS set, such as to "--xla_cpu_use_fusion_emitters=true", it does as it does for users.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
