@@ -12,9 +12,9 @@ python examples/crl.py --task reach --cycles 20    # moves the disc alone
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import experiment
 
@@ -25,17 +25,16 @@ import optax
 
 import flags
 import herjax
+import planar
 from flags import Count, Weight
-from herjax.envs import PlanarPush, PlanarReach
-
-TASKS = {"push": PlanarPush, "reach": PlanarReach}
+from planar import Transition
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(flags.Flags):
     """Trains a contrastive agent on a planar task."""
 
-    task: Literal["push", "reach"] = "push"  # Push a puck to a goal, or reach it with the disc itself.
+    task: planar.Task = "push"  # Push a puck to a goal, or reach it with the disc itself.
     cycles: flags.Stretches = 400  # Cycles of each run; a multiple of eval-every.
     num_envs: Count = 16  # Episodes of a cycle, side by side.
     updates: Count = 40  # Updates of a cycle.
@@ -50,15 +49,6 @@ class Config(flags.Flags):
     eval_every: Count = 10  # Cycles between evaluations.
     eval_episodes: Count = 50  # Greedy episodes of an evaluation; a success is at its goal at the end.
     out: Path = Path("results/crl")  # Folder for results.json and success_rate.png.
-
-
-class Transition(NamedTuple):
-    """One step of the environment."""
-
-    observation: jax.Array  # float32 [D]
-    action: jax.Array  # float32 [A]; in [-1, 1].
-    next_observation: jax.Array  # float32 [D]
-    achieved_goal: jax.Array  # float32 [G]; after the action.
 
 
 class Future(NamedTuple):
@@ -112,23 +102,14 @@ class Loop(NamedTuple):
     buffer: herjax.BufferState
 
 
-@cache
-def make_env(config: Config) -> tuple[Any, Any]:
-    """The environment and its parameters."""
-    env = TASKS[config.task]()
-    return env, env.default_params
-
-
 def start(config: Config, key: jax.Array) -> Loop:
     """A seed before its first cycle."""
-    env, env_params = make_env(config)
-    spaces = env.observation_space(env_params).spaces
-    observation, goal = (jnp.zeros(spaces[name].shape) for name in ("observation", "achieved_goal"))
-    action = jnp.zeros(env.action_space(env_params).shape)
+    example = planar.example(config.task)
+    observation, action, _, goal = example
     buffer = herjax.init(
-        Transition(observation, action, observation, goal),
+        example,
         capacity=config.capacity // config.num_envs * config.num_envs,
-        max_episode_length=env_params.max_steps_in_episode,
+        max_episode_length=planar.steps(config.task),
         goal_fn=future,
         reward_fn=no_reward,
         strategy=herjax.geometric(config.discount),
@@ -212,40 +193,21 @@ def update(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]
     return Loop(optax.apply_updates(loop.params, updates), opt_state, loop.buffer), critic
 
 
-class Episodes(NamedTuple):
-    """E whole episodes of T steps, played side by side; steps come first."""
+def behave(config: Config, params: Params, greedy: bool) -> planar.Policy:
+    """What the actor does, or would do without chance."""
+    size = planar.example(config.task).action.size
 
-    transitions: Transition  # Leaves [T, E, ...].
-    goal: jax.Array  # float32 [E, G]
-    success: jax.Array  # bool [E]; whether the goal was achieved at the end.
+    def act(observation: jax.Array, goal: jax.Array, key: jax.Array) -> jax.Array:
+        mean, log_deviation = policy(config, params, observation, goal, size)
+        return jnp.tanh(mean) if greedy else draw_action(mean, log_deviation, key)[0]
 
-
-def play(config: Config, params: Params, key: jax.Array, *, episodes: int, greedy: bool) -> Episodes:
-    """Plays whole episodes, greedily or as the actor draws."""
-    env, env_params = make_env(config)
-    key_reset, key_steps = jax.random.split(key)
-    observation, state = jax.vmap(env.reset_env, (0, None))(jax.random.split(key_reset, episodes), env_params)
-    goal = observation["desired_goal"]
-    size = env.action_space(env_params).shape[0]
-
-    def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], Transition]:
-        observation, state = carry
-        key_act, key_env = jax.random.split(key)
-        mean, log_deviation = policy(config, params, observation["observation"], goal, size)
-        action = jnp.tanh(mean) if greedy else draw_action(mean, log_deviation, key_act)[0]
-        keys = jax.random.split(key_env, episodes)
-        then, state, _, _, _ = jax.vmap(env.step_env, (0, 0, 0, None))(keys, state, action, env_params)
-        return (then, state), Transition(observation["observation"], action, then["observation"], then["achieved_goal"])
-
-    keys = jax.random.split(key_steps, env_params.max_steps_in_episode)
-    _, transitions = jax.lax.scan(step, (observation, state), keys)
-    return Episodes(transitions, goal, env.compute_reward(transitions.achieved_goal[-1], goal, env_params) == 0)
+    return act
 
 
 def cycle(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     """Plays episodes, stores them, and learns; returns the critic's loss."""
     key_play, key_goals, key_updates = jax.random.split(key, 3)
-    episodes = play(config, loop.params, key_play, episodes=config.num_envs, greedy=False)
+    episodes = planar.play(config.task, behave(config, loop.params, greedy=False), key_play, config.num_envs)
     buffer, _ = jax.lax.scan(lambda buffer, step: (herjax.add(buffer, step), None), loop.buffer, episodes.transitions)
     last = jax.tree.map(lambda leaf: leaf[-1], episodes.transitions)
     pursued = future(last)._replace(goal=episodes.goal)  # Kept, but never sampled.
@@ -258,7 +220,7 @@ def advance(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str,
     """Trains up to the next evaluation, and evaluates; returns metrics, float32 [] each."""
     key_cycles, key_episodes = jax.random.split(key)
     loop, losses = jax.lax.scan(partial(cycle, config), loop, jax.random.split(key_cycles, config.eval_every))
-    success = play(config, loop.params, key_episodes, episodes=config.eval_episodes, greedy=True).success
+    success = planar.play(config.task, behave(config, loop.params, greedy=True), key_episodes, config.eval_episodes).success
     return loop, {"success_rate": jnp.mean(success.astype(jnp.float32)), "critic_loss": jnp.mean(losses)}
 
 
@@ -271,9 +233,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Reads the flags, trains all seeds, each as `train` does, and shows what was learned."""
     config = flags.parse(Config, lambda config: jax.eval_shape(partial(start, config), jax.random.key(0)), args)
     training = experiment.over_seeds(config, partial(start, config), partial(advance, config))
-    steps = config.eval_every * config.num_envs * make_env(config)[1].max_steps_in_episode
-    _, results = experiment.run(config, training, steps=steps)
-    experiment.show(config, results, f"Planar {config.task}: contrastive RL, no reward")
+    loops, results = experiment.run(config, training, steps=config.eval_every * config.num_envs * planar.steps(config.task))
+    first = behave(config, jax.tree.map(lambda leaf: leaf[0], loops.params), greedy=True)
+    planar.draw_policy(config.task, first, jax.random.key(config.seed + 1), config.out)
+    experiment.show(config, results, f"Planar {config.task}: contrastive RL, no reward", "policy.png", "policy.gif")
 
 
 if __name__ == "__main__":

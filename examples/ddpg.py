@@ -23,17 +23,14 @@ import experiment
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
-from PIL import Image
 
 import flags
 import herjax
+import planar
 from flags import Count, Share, Weight
-from herjax.envs import PlanarPush, PlanarReach
-
-TASKS = {"push": PlanarPush, "reach": PlanarReach}
+from planar import Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,22 +58,13 @@ class AgentConfig(flags.HindsightFlags):
 class Config(AgentConfig):
     """Trains DDPG with Hindsight Experience Replay on a planar task."""
 
-    task: Literal["push", "reach"] = "push"  # Push a puck to a goal, or reach it with the disc itself.
+    task: planar.Task = "push"  # Push a puck to a goal, or reach it with the disc itself.
     shaped: bool = False  # Whether rewards are minus the squared distance to the goal, and not sparse.
     out: Path = Path("results/ddpg")  # Folder for results.json, success_rate.png, and pictures of the first seed's policy.
 
 
 Losses = dict[str, jax.Array]
 """Means over updates, float32 [] each: "critic_loss", and "actor_loss" without the penalty."""
-
-
-class Transition(NamedTuple):
-    """One step of the environment."""
-
-    observation: jax.Array  # float32 [D]
-    action: jax.Array  # float32 [A]; in [-1, 1].
-    next_observation: jax.Array  # float32 [D]
-    achieved_goal: jax.Array  # float32 [G]; after the action.
 
 
 class Statistics(NamedTuple):
@@ -268,16 +256,9 @@ def store_and_learn(
 
 
 @cache
-def make_env(config: Config) -> tuple[Any, Any]:
-    """The environment and its parameters."""
-    env = TASKS[config.task]()
-    return env, env.default_params
-
-
-@cache
 def make_reward(config: Config) -> Callable[[Transition, jax.Array], jax.Array]:
     """The reward of a transition under a goal: that of the environment, or shaped."""
-    env, params = make_env(config)
+    env, params = planar.make_env(config.task)
 
     if config.shaped:
         return lambda transition, goal: -jnp.sum((transition.achieved_goal - goal) ** 2)
@@ -286,52 +267,25 @@ def make_reward(config: Config) -> Callable[[Transition, jax.Array], jax.Array]:
 
 def start(config: Config, key: jax.Array) -> Loop:
     """A seed before its first cycle."""
-    env, params = make_env(config)
-    spaces = env.observation_space(params).spaces
-    observation, goal = (jnp.zeros(spaces[name].shape) for name in ("observation", "achieved_goal"))
-    example = Transition(observation, jnp.zeros(env.action_space(params).shape), observation, goal)
-    buffer = make_buffer(config, example, make_reward(config), (config.num_envs, params.max_steps_in_episode))
+    example = planar.example(config.task)
+    buffer = make_buffer(config, example, make_reward(config), (config.num_envs, planar.steps(config.task)))
     return Loop(make_agent(config, example, key), buffer)
 
 
-class Episodes(NamedTuple):
-    """E whole episodes of T steps, played side by side; steps come first."""
+def behave(config: Config, agent: Agent, greedy: bool) -> planar.Policy:
+    """The policy, with the noise of exploration unless it is greedy."""
 
-    states: Any  # Of the environment, after each step: leaves [T, E, ...].
-    transitions: Transition  # Leaves [T, E, ...].
-    goal: jax.Array  # float32 [E, G]
-    success: jax.Array  # bool [E]; whether the goal was achieved at the end.
+    def policy(observation: jax.Array, goal: jax.Array, key: jax.Array) -> jax.Array:
+        action = act(config, agent, observation, goal)
+        return action if greedy else explore(config, action, key)
 
-
-def play(config: Config, agent: Agent, key: jax.Array, *, episodes: int, greedy: bool) -> Episodes:
-    """Plays whole episodes, greedily or with the noise of exploration."""
-    env, params = make_env(config)
-    key_reset, key_steps = jax.random.split(key)
-    observation, state = jax.vmap(env.reset_env, (0, None))(jax.random.split(key_reset, episodes), params)
-    goal = observation["desired_goal"]
-
-    def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], tuple[Any, Transition]]:
-        observation, state = carry
-        key_explore, key_env = jax.random.split(key)
-        action = act(config, agent, observation["observation"], goal)
-        if not greedy:
-            action = explore(config, action, key_explore)
-        # No reset: what follows the last step is what is stored, and the next cycle starts anew.
-        keys = jax.random.split(key_env, episodes)
-        then, state, _, _, _ = jax.vmap(env.step_env, (0, 0, 0, None))(keys, state, action, params)
-        transition = Transition(observation["observation"], action, then["observation"], then["achieved_goal"])
-        return (then, state), (state, transition)
-
-    keys = jax.random.split(key_steps, params.max_steps_in_episode)
-    _, (states, transitions) = jax.lax.scan(step, (observation, state), keys)
-    success = env.compute_reward(transitions.achieved_goal[-1], goal, params) == 0
-    return Episodes(states, transitions, goal, success)
+    return policy
 
 
 def cycle(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, Losses]:
     """Plays episodes, stores them, and learns."""
     key_play, key_learn = jax.random.split(key)
-    episodes = play(config, loop.agent, key_play, episodes=config.num_envs, greedy=False)
+    episodes = planar.play(config.task, behave(config, loop.agent, greedy=False), key_play, config.num_envs)
     return store_and_learn(config, loop, episodes.transitions, episodes.goal, key_learn)
 
 
@@ -339,46 +293,13 @@ def advance(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str,
     """Trains up to the next evaluation, and evaluates; returns metrics, float32 [] each."""
     key_cycles, key_episodes = jax.random.split(key)
     loop, losses = jax.lax.scan(partial(cycle, config), loop, jax.random.split(key_cycles, config.eval_every))
-    success = play(config, loop.agent, key_episodes, episodes=config.eval_episodes, greedy=True).success
+    success = planar.play(config.task, behave(config, loop.agent, greedy=True), key_episodes, config.eval_episodes).success
     return loop, {"success_rate": jnp.mean(success.astype(jnp.float32)), **jax.tree.map(jnp.mean, losses)}
 
 
 def train(config: Config, key: jax.Array) -> tuple[Loop, dict[str, jax.Array]]:
     """One whole run, in one scan: its last state, and metrics, float32 [evaluations] each. Jit it and vmap it over keys."""
     return experiment.scan(config, partial(start, config), partial(advance, config), key)
-
-
-def steps_of_cycle(config: Config) -> int:
-    """Environment steps of a seed in a cycle."""
-    return int(config.num_envs * make_env(config)[1].max_steps_in_episode)
-
-
-def draw(config: Config, states: Any, size: int = 160) -> np.ndarray:
-    """The table from above, uint8 [T, E, size, size, 3]: the goal a ring in green, the puck blue, the hand red."""
-    _, params = make_env(config)
-    across = np.linspace(-1, 1, size)
-    pixels = np.stack(np.meshgrid(across, -across), axis=-1)
-    discs = [(states.hand, 0.0, params.hand_radius, (214, 39, 40))]
-    if config.task == "push":
-        discs.append((states.puck, 0.0, params.puck_radius, (31, 119, 180)))
-    discs.append((states.goal, params.tolerance - 0.015, params.tolerance, (44, 160, 44)))
-    pictures = np.full((*np.shape(states.hand)[:2], size, size, 3), 255.0)
-    for centre, inner, outer, colour in discs:
-        distance = np.linalg.norm(pixels - np.asarray(centre)[:, :, None, None], axis=-1)
-        covered = np.clip([(outer - distance) * size / 2 + 0.5, (distance - inner) * size / 2 + 0.5], 0, 1).min(axis=0)
-        pictures += covered[..., None] * (np.asarray(colour) - pictures)
-    pictures[:, :, [0, -1]] = pictures[:, :, :, [0, -1]] = 128  # A frame.
-    return pictures.round().astype(np.uint8)
-
-
-def draw_policy(config: Config, agent: Agent, key: jax.Array, folder: Path, episodes: int = 4) -> None:
-    """Greedy episodes, side by side: a film, policy.gif, and every third step at first, a row for each, policy.png."""
-    states = jax.device_get(jax.jit(partial(play, config, episodes=episodes, greedy=True))(agent, key).states)
-    pictures = draw(config, states)  # [T, E, size, size, 3]
-    film = [Image.fromarray(np.concatenate(step, axis=1)) for step in pictures]
-    film[0].save(folder / "policy.gif", save_all=True, append_images=film[1:], duration=60, loop=0)
-    rows = [np.concatenate(episode, axis=1) for episode in pictures[:24:3].swapaxes(0, 1)]
-    Image.fromarray(np.concatenate(rows)).save(folder / "policy.png")
 
 
 def check(config: AgentConfig, episode: int) -> None:
@@ -389,7 +310,7 @@ def check(config: AgentConfig, episode: int) -> None:
 
 def try_out(config: Config) -> None:
     """Raises `ValueError` if these flags do not fit together."""
-    check(config, make_env(config)[1].max_steps_in_episode)
+    check(config, planar.steps(config.task))
     jax.eval_shape(partial(start, config), jax.random.key(0))  # The buffer itself knows how large it may get.
 
 
@@ -397,9 +318,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Reads the flags, trains, and shows what was learned."""
     config = flags.parse(Config, try_out, args)
     training = experiment.over_seeds(config, partial(start, config), partial(advance, config))
-    loops, results = experiment.run(config, training, steps=config.eval_every * steps_of_cycle(config))
-    config.out.mkdir(parents=True, exist_ok=True)
-    draw_policy(config, jax.tree.map(lambda leaf: leaf[0], loops.agent), jax.random.key(config.seed + 1), config.out)
+    loops, results = experiment.run(config, training, steps=config.eval_every * config.num_envs * planar.steps(config.task))
+    first = behave(config, jax.tree.map(lambda leaf: leaf[0], loops.agent), greedy=True)
+    planar.draw_policy(config.task, first, jax.random.key(config.seed + 1), config.out)
     title = f"Planar {config.task}: DDPG, {flags.describe_goals(config)}, {'shaped' if config.shaped else 'sparse'} reward"
     experiment.show(config, results, title, "policy.png", "policy.gif")
 

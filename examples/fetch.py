@@ -34,8 +34,9 @@ from gymnasium.vector import AsyncVectorEnv
 from PIL import Image
 
 import flags
-from ddpg import Agent, AgentConfig, Loop, Transition, act, check, explore, make_agent, make_buffer, store_and_learn
+from ddpg import Agent, AgentConfig, Loop, act, check, explore, make_agent, make_buffer, store_and_learn
 from flags import Count, Weight
+from planar import Transition
 
 gymnasium.register_envs(gymnasium_robotics)
 

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import ddpg
 import fetch
 import herjax
+import planar
 
 Name = tuple[str, str]
 """What is done, and how."""
@@ -123,7 +124,7 @@ class Training:
         agent, buffer = self._loop
         key_goals, key_sample, key_train = jax.random.split(fetch.draw(self._config, 2, number)[1], 3)
         for step in zip(*episodes.transitions, strict=True):
-            buffer = self._add(buffer, ddpg.Transition(*step))
+            buffer = self._add(buffer, planar.Transition(*step))
         buffer = self._end_episode(buffer, episodes.goal, key_goals)
         for batch in range(self._config.updates):
             self._sample_batch(buffer, key_sample, np.int32(batch))

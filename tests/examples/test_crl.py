@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 
 import crl
 import herjax
+import planar
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -20,10 +21,10 @@ TINY = crl.Config(
 )
 
 
-def filled(config: crl.Config, key: jax.Array) -> tuple[crl.Loop, crl.Episodes]:
+def filled(config: crl.Config, key: jax.Array) -> tuple[crl.Loop, planar.Episodes]:
     """A loop that has stored an episode of each environment, and the episodes."""
     loop = crl.start(config, key)
-    episodes = crl.play(config, loop.params, key, episodes=config.num_envs, greedy=False)
+    episodes = planar.play(config.task, crl.behave(config, loop.params, greedy=False), key, config.num_envs)
     buffer, _ = jax.lax.scan(lambda buffer, step: (herjax.add(buffer, step), None), loop.buffer, episodes.transitions)
     pursued = crl.future(jax.tree.map(lambda leaf: leaf[-1], episodes.transitions))
     return loop._replace(buffer=herjax.end_episode(buffer, pursued._replace(goal=episodes.goal), key)), episodes

@@ -16,6 +16,7 @@ from PIL import Image
 
 import ddpg
 import herjax
+import planar
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -68,10 +69,10 @@ def mlp(params: Any, *inputs: np.ndarray) -> np.ndarray:
     return np.asarray(hidden @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"])
 
 
-def filled(config: ddpg.Config, key: jax.Array) -> tuple[ddpg.Loop, ddpg.Episodes]:
+def filled(config: ddpg.Config, key: jax.Array) -> tuple[ddpg.Loop, planar.Episodes]:
     """A loop that has stored some episodes, and has statistics of them."""
     loop = ddpg.start(config, key)
-    episodes = ddpg.play(config, loop.agent, key, episodes=config.num_envs, greedy=False)
+    episodes = planar.play(config.task, ddpg.behave(config, loop.agent, greedy=False), key, config.num_envs)
     agent = ddpg.see(loop.agent, episodes.transitions, episodes.goal)
     return ddpg.Loop(agent, ddpg.store(loop.buffer, episodes.transitions, episodes.goal, key)), episodes
 
@@ -155,7 +156,7 @@ def test_episodes_are_what_the_environments_played(task: str, achieved: slice, k
     """Each step goes on from the last, under one goal; success is that of the last step; greedy episodes have no noise."""
     config = dataclasses.replace(TINY, task=task)
     agent = ddpg.start(config, key).agent
-    episodes = ddpg.play(config, agent, key, episodes=3, greedy=True)
+    episodes = planar.play(config.task, ddpg.behave(config, agent, greedy=True), key, 3)
     t = episodes.transitions
     assert t.action.shape == (50, 3, 2)
     np.testing.assert_array_equal(t.observation[1:], t.next_observation[:-1])
@@ -164,7 +165,7 @@ def test_episodes_are_what_the_environments_played(task: str, achieved: slice, k
     reached = np.linalg.norm(t.achieved_goal[-1] - episodes.goal, axis=-1) < 0.05
     np.testing.assert_array_equal(episodes.success, reached)
     np.testing.assert_allclose(t.action, ddpg.act(config, agent, t.observation, episodes.goal[None].repeat(50, 0)), atol=1e-6)
-    noisy = ddpg.play(config, agent, key, episodes=3, greedy=False).transitions
+    noisy = planar.play(config.task, ddpg.behave(config, agent, greedy=False), key, 3).transitions
     assert (np.abs(noisy.action) <= 1).all()
     assert not np.allclose(noisy.action, t.action)
 
@@ -185,7 +186,7 @@ def test_exploration_is_random_as_often_as_asked(key: jax.Array) -> None:
 
 def test_rewards_are_the_environments_or_shaped() -> None:
     """Sparse: -1, and 0 within the tolerance of 0.05; shaped: minus the squared distance."""
-    transition = ddpg.Transition(jnp.zeros(8), jnp.zeros(2), jnp.zeros(8), jnp.array([0.3, 0.0]))
+    transition = planar.Transition(jnp.zeros(8), jnp.zeros(2), jnp.zeros(8), jnp.array([0.3, 0.0]))
     for goal, sparse, shaped in (((0.3, 0.04), 0.0, -0.0016), ((0.3, 0.4), -1.0, -0.16)):
         assert ddpg.make_reward(TINY)(transition, jnp.array(goal)) == sparse
         reward = ddpg.make_reward(dataclasses.replace(TINY, shaped=True))

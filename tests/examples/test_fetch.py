@@ -15,8 +15,9 @@ import pytest
 gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("gymnasium_robotics")
 
-import ddpg  # noqa: E402 - after what may be missing.
-import fetch  # noqa: E402
+
+import fetch  # noqa: E402 - after what may be missing.
+import planar  # noqa: E402
 
 SCRIPT = str(Path(__file__).parents[2] / "examples" / "fetch.py")
 TINY = ["--num-envs", "2", "--eval-every", "1", "--eval-episodes", "3", "--updates", "2", "--batch-size", "8", "--hidden", "8"]
@@ -85,7 +86,7 @@ def test_rewards_and_shapes_are_the_simulators(task: str, name: str) -> None:
     goals = achieved + rng.normal(0, 0.03, (200, 3))
     expected = env.unwrapped.compute_reward(achieved, goals, {})
     rewards = [
-        fetch.reward(ddpg.Transition(jnp.zeros(0), jnp.zeros(0), jnp.zeros(0), jnp.float32(a)), jnp.float32(g))
+        fetch.reward(planar.Transition(jnp.zeros(0), jnp.zeros(0), jnp.zeros(0), jnp.float32(a)), jnp.float32(g))
         for a, g in zip(achieved, goals, strict=True)
     ]
     np.testing.assert_array_equal(rewards, expected)
