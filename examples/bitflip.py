@@ -3,11 +3,9 @@
 python examples/bitflip.py                                  # solves 10 bits
 python examples/bitflip.py --num-bits 15 --num-goals 0      # no hindsight: does not learn
 python examples/bitflip.py --num-steps 3 --strategy future=0.8,random=0.2 --relabel sample --hindsight-ratio 0.9
-python examples/bitflip.py --checkpoint results/checkpoint  # killed and run again, it goes on where it was
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -72,7 +70,7 @@ class Loop(NamedTuple):
 def glorot_uniform(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """The initializer of flax, drawn flat: a matrix of random numbers takes XLA up to four times as long to compile."""
     limit = (6 / sum(shape)) ** 0.5
-    return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
+    return jax.random.uniform(key, (shape[0] * shape[1],), dtype, -limit, limit).reshape(shape)
 
 
 def make_network(config: Config) -> nn.Sequential:
@@ -135,14 +133,12 @@ def start(config: Config, key: jax.Array) -> Loop:
 
 def interact(config: Config, agent: Agent, env: Any, keys: jax.Array) -> tuple[Any, Transition, jax.Array, jax.Array]:
     """An epsilon-greedy step, with 2 keys: the environment after it, the transition, the goal pursued, and whether it ended."""
-    (now, state), (key_act, key_env) = env, keys
+    (now, state), (key_act, key_env), (bit_flip, params) = env, keys, make_env(config)
     explore, choice = jax.random.uniform(key_act, 2)
     greedy = jnp.argmax(agent.apply_fn(agent.params, now["observation"], now["desired_goal"]))
     action = jnp.where(explore < config.epsilon, jnp.floor(choice * config.num_bits).astype(jnp.int32), greedy)
-    bit_flip, params = make_env(config)
     observation, state, _, terminated, truncated, info = bit_flip.step(key_env, state, action, params)
-    # The environment resets itself: what the action led to is the final observation.
-    transition = Transition(now["observation"], action, info["final_observation"]["observation"])
+    transition = Transition(now["observation"], action, info["final_observation"]["observation"])  # Before any reset.
     return (observation, state), transition, now["desired_goal"], terminated | truncated
 
 
@@ -183,12 +179,11 @@ def train_step(config: Config, loop: Loop, keys: jax.Array) -> tuple[Loop, jax.A
 def evaluate(config: Config, agent: Agent, key: jax.Array) -> jax.Array:
     """The share of greedy episodes that reach their goal, float32 []."""
     env, env_params = make_env(config)
-    key_reset, key_step = jax.random.split(key)  # Steps draw nothing.
+    step_all, (key_reset, key_step) = jax.vmap(env.step_env, (None, 0, 0, None)), jax.random.split(key)  # Steps draw nothing.
 
     def step(carry: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
         observation, state, success = carry
         values = agent.apply_fn(agent.params, observation["observation"], observation["desired_goal"])
-        step_all = jax.vmap(env.step_env, (None, 0, 0, None))
         observation, state, _, terminated, _ = step_all(key_step, state, jnp.argmax(values, axis=-1), env_params)
         return observation, state, success | terminated
 
