@@ -53,6 +53,7 @@ class Config(flags.Flags):
     final_learning_rate: Weight = 1e-4  # After the last cycle; it falls linearly over the second half of them.
     target_decay: Share = 0.95  # Share of the target network that stays at the end of a cycle.
     epsilon: Share = 0.2  # Probability of a random action.
+    shared: bool = False  # Whether the network has the same weights for every bit.
     double: bool = False  # Whether targets are those of Double Q-learning.
     out: Path = Path("results/figure1")  # Folder for results.json, figure1.png and what a killed run needs to go on.
     checkpoint: tyro.conf.Suppress[Path | None] = None
@@ -93,17 +94,25 @@ class Loop(NamedTuple):
 
 
 class QNetwork(nn.Module):
-    """Values of all actions for bits and the goal beside them, which it sees as -1 and 1: [..., num_bits] each."""
+    """Values of all actions for bits and the goal beside them, which it sees as -1 and 1: [..., num_bits] each.
+
+    With `shared`, every bit has the same weights, and sees itself, its goal, and the mean of all: an action's value then
+    depends on its own bit and on the others together, whatever their order.
+    """
 
     hidden: tuple[int, ...]
+    shared: bool
 
     @nn.compact
     def __call__(self, bits: jax.Array, goal: jax.Array) -> jax.Array:
         """Q(bits, goal, .)."""
-        x = 2 * jnp.concatenate([bits, goal], axis=-1).astype(jnp.float32) - 1
+        x = 2 * jnp.stack([bits, goal], axis=-1).astype(jnp.float32) - 1  # [..., num_bits, 2]
+        if not self.shared:
+            x = jnp.concatenate([x[..., 0], x[..., 1]], axis=-1)
         for units in self.hidden:
-            x = nn.relu(nn.Dense(units)(x))
-        return nn.Dense(bits.shape[-1])(x)
+            x = nn.Dense(units)(x)
+            x = nn.relu(x + nn.Dense(units)(x).mean(axis=-2, keepdims=True) if self.shared else x)
+        return nn.Dense(1)(x)[..., 0] if self.shared else nn.Dense(bits.shape[-1])(x)
 
 
 def achieved_goal(transition: Transition) -> jax.Array:
@@ -142,7 +151,7 @@ def start(config: Config, curve: Curve, key: jax.Array) -> Loop:
         relabel="sample",
         num_envs=config.episodes,
     )
-    params = QNetwork(config.hidden).init(key, bits, bits)
+    params = QNetwork(config.hidden, config.shared).init(key, bits, bits)
     return Loop(params, params, optimizer(config).init(params), buffer)
 
 
@@ -162,7 +171,7 @@ def play(config: Config, params: optax.Params, key: jax.Array, *, num_bits: int,
     chances = jax.random.uniform(key_act, (num_bits, 2, episodes))
 
     def step(state: Any, chance: jax.Array) -> tuple[Any, tuple[Transition, jax.Array]]:
-        greedy = jnp.argmax(QNetwork(config.hidden).apply(params, state.bits, state.goal), axis=-1)
+        greedy = jnp.argmax(QNetwork(config.hidden, config.shared).apply(params, state.bits, state.goal), axis=-1)
         action = jnp.where(chance[0] < epsilon, jnp.floor(chance[1] * num_bits).astype(jnp.int32), greedy)
         # The environment's dynamics draw nothing.
         _, after, _, hit, _ = jax.vmap(env.step_env, (None, 0, 0, None))(key_env, state, action, env.default_params)
@@ -174,7 +183,7 @@ def play(config: Config, params: optax.Params, key: jax.Array, *, num_bits: int,
 
 def targets(config: Config, loop: Loop, batch: herjax.Sample) -> jax.Array:
     """What Q-learning pulls the values of a batch to, float32 [batch]."""
-    values = lambda params: QNetwork(config.hidden).apply(params, batch.transition.next_observation, batch.goal)  # noqa: E731
+    values = lambda params: QNetwork(config.hidden, config.shared).apply(params, batch.transition.next_observation, batch.goal)  # noqa: E731
     target_values = values(loop.target_params)
     chosen = jnp.argmax(values(loop.params) if config.double else target_values, axis=-1)
     value = jnp.take_along_axis(target_values, chosen[:, None], axis=-1)[:, 0]
@@ -193,7 +202,7 @@ def learn(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
         observation, action, goal, target = data
 
         def loss_fn(params: optax.Params) -> jax.Array:
-            values = QNetwork(config.hidden).apply(params, observation, goal)
+            values = QNetwork(config.hidden, config.shared).apply(params, observation, goal)
             value = jnp.take_along_axis(values, action[:, None], axis=-1)[:, 0]
             return jnp.mean(optax.squared_error(value, target))
 

@@ -98,12 +98,31 @@ def test_targets_are_those_of_q_learning() -> None:
         buffer = figure1.herjax.add(buffer, jax.tree.map(lambda leaf, t=step: leaf[t], episodes.transitions))
     buffer = figure1.herjax.end_episode(buffer, episodes.goal, jax.random.key(2))
     batch = figure1.herjax.sample(buffer, jax.random.key(3), 256)
-    values = figure1.QNetwork((8,)).apply(loop.target_params, batch.transition.next_observation, batch.goal)
+    values = figure1.QNetwork((8,), shared=False).apply(loop.target_params, batch.transition.next_observation, batch.goal)
     following = np.where(batch.terminated, 0, np.max(values, axis=-1))
     expected = np.clip(np.asarray(batch.reward) + 0.5 * following, -2, 0)
     np.testing.assert_allclose(figure1.targets(config, loop, batch), expected, rtol=1e-5, atol=1e-6)
     assert np.any(batch.terminated)
     assert np.any((expected > -2) & (expected < 0))
+
+
+def test_a_network_with_shared_weights_knows_no_order(key: jax.Array) -> None:
+    """Bits in another order have their values in that order; what another bit is matters, too."""
+    bits, goal = np.random.default_rng(0).integers(0, 2, (2, 20, 7), np.uint8)
+    network = figure1.QNetwork((8, 8), shared=True)
+    params = network.init(key, bits, goal)
+    values, order = np.asarray(network.apply(params, bits, goal)), np.array([3, 0, 6, 1, 5, 2, 4])
+    assert values.shape == (20, 7)
+    np.testing.assert_allclose(network.apply(params, bits[:, order], goal[:, order]), values[:, order], atol=1e-5)
+    other = bits.copy()
+    other[:, 0] ^= 1
+    assert (np.abs(np.asarray(network.apply(params, other, goal)) - values)[:, 1:].max(axis=1) > 1e-4).all()
+    unordered = figure1.QNetwork((8, 8), shared=False)
+    params = unordered.init(key, bits, goal)
+    assert (
+        np.abs(unordered.apply(params, bits[:, order], goal[:, order]) - unordered.apply(params, bits, goal)[:, order]).max()
+        > 0.1
+    )
 
 
 def test_a_run_is_solved_when_every_seed_is_twice() -> None:
