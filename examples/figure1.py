@@ -110,8 +110,8 @@ class QNetwork(nn.Module):
         if not self.shared:
             x = jnp.concatenate([x[..., 0], x[..., 1]], axis=-1)
         for units in self.hidden:
-            x = nn.Dense(units)(x)
-            x = nn.relu(x + nn.Dense(units)(x).mean(axis=-2, keepdims=True) if self.shared else x)
+            others = nn.Dense(units)(x.mean(axis=-2, keepdims=True)) if self.shared else 0.0
+            x = nn.relu(nn.Dense(units)(x) + others)
         return nn.Dense(1)(x)[..., 0] if self.shared else nn.Dense(bits.shape[-1])(x)
 
 
