@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import bitflip
+import contrastive
 import environments
 import herjax
 import scaling
@@ -130,3 +131,25 @@ def test_every_part_of_a_host_loop_is_timed(tmp_path: Path, monkeypatch: pytest.
     compared = {row["system"] for row in rows if row["over_herjax"]}
     assert {host_loop.HERJAX, host_loop.HERJAX_CALLS} < compared
     assert compared.issuperset(host_loop.PEERS) == (importlib.util.find_spec("stable_baselines3") is not None)
+
+
+def test_contrastive_batches_are_of_the_same_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a step's transitions are drawn, with goals of their own episode, later ones mostly; and there are figures."""
+    settings = contrastive.Settings(num_envs=4, episode_length=10, inserted=5, observation=2, action=1)
+    program = contrastive.herjax_program(settings)
+    buffer = program.start()
+    for first in range(0, 20, 5):
+        steps, envs = jnp.meshgrid(first + jnp.arange(5.0), jnp.arange(4.0), indexing="ij")
+        experience = contrastive.Experience(jnp.stack([steps, envs], axis=-1), steps[..., None])
+        buffer, _ = jax.jit(program.step)(buffer, experience, jnp.int32(first), jax.random.key(first))
+    assert herjax.size(buffer) == 4 * 10 * 2
+    batch = herjax.sample(buffer, jax.random.key(1), settings.draws, hindsight_ratio=1.0)
+    (now, env), (then, goal_env) = batch.transition.observation.T, batch.goal.observation.T
+    np.testing.assert_array_equal(env, goal_env)
+    np.testing.assert_array_equal(now // 10, then // 10)
+    assert (then >= now).all()
+    assert (then > now).any()
+    flags = "--num-envs 3 --episode-length 8 --inserted 4 --rounds 2 --out"
+    monkeypatch.setattr(sys, "argv", ["contrastive.py", *flags.split(), str(tmp_path / "found.json")])
+    contrastive.main()
+    assert json.loads((tmp_path / "found.json").read_text())["rows"]["herjax"]["seconds"] > 0
