@@ -12,7 +12,7 @@ from herjax.hindsight import Visits
 from herjax.lanes import Steps, for_each_step, materialized, written_after
 from herjax.relabel import Goal, GoalFn, Mixture, RewardFn, StrategyFn, TerminatedFn, Transition, as_mixture
 from herjax.rows import Layout, Pytree
-from herjax.state import BufferState, after, count, empty, row_at, seen
+from herjax.state import BufferState, after, config_of, count, empty, row_at, seen
 
 
 def init(
@@ -116,7 +116,7 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
       >>> int(herjax.size(buffer)), int(buffer.num_dropped)  # The episode still runs; the third did not fit.
       (0, 1)
     """
-    config = state.config
+    config = config_of(state)
     config.transition.check("transition", transition, config.num_envs)
     mask = checks.flags("mask", mask, config.num_envs)
     state, transition = jax.lax.stop_gradient((state, transition))
@@ -174,7 +174,7 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
       >>> sorted(set(herjax.sample(buffer, jax.random.key(1), 64).goal.tolist()))  # One was achieved, one was pursued.
       [3.0, 5.0]
     """
-    config = state.config
+    config = config_of(state)
     config.goal.check("goal", goal, config.num_envs)
     checks.key(key)
     state, goal = jax.lax.stop_gradient((state, goal))
@@ -227,7 +227,7 @@ def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
       >>> int(herjax.size(herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))))
       0
     """
-    dropped = checks.flags("done", done, state.config.num_envs)
+    dropped = checks.flags("done", done, config_of(state).num_envs)
     return dataclasses.replace(state, pending=jnp.where(dropped, 0, state.pending))
 
 

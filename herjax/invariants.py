@@ -13,7 +13,7 @@ import numpy as np
 from herjax import prioritized, sum_tree
 from herjax.config import Config, Copy, Visit
 from herjax.rows import Layout, Pytree
-from herjax.state import BufferState, empty
+from herjax.state import BufferState, config_of, empty
 
 Values: TypeAlias = np.ndarray | jax.Array | int
 """What is on the host; a state says that its arrays are JAX's."""
@@ -47,8 +47,7 @@ def check(state: BufferState) -> None:
       Traceback (most recent call last):
       ValueError: state.pending of environment 0 is 5; it must lie in 0 .. 4, the max_episode_length.
     """
-    if not isinstance(state, BufferState):
-        raise TypeError(f"state is a {type(state).__name__}; give the BufferState that init and its kin return.")
+    config_of(state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         raise TypeError("state is traced; call check outside of jit, vmap and scan. Inside them checkify reports faults.")
     lanes = _check_arrays(state)

@@ -10,7 +10,7 @@ from herjax import sum_tree
 from herjax.config import Config
 from herjax.faults import reported
 from herjax.rows import INT32_MAX
-from herjax.state import BufferState, after, can_sample, count, is_held
+from herjax.state import BufferState, after, can_sample, config_of, count, is_held
 from herjax.sum_tree import SumTree
 
 _SMALLEST = 2.0**-96  # Fractions of it, such as a stratum, are float32 at full precision still.
@@ -54,7 +54,7 @@ def update_priorities(
       >>> sorted(set(zip(batch.transition.tolist(), jnp.round(batch.probabilities, 2).tolist())))
       [(1.0, 0.25), (3.0, 0.75)]
     """
-    config = state.config
+    config = config_of(state)
     indices, priorities = jnp.asarray(indices), jnp.asarray(priorities)
     tree = _check_update(state, indices, priorities)
     given, priorities = jnp.ravel(indices), jnp.ravel(priorities).astype(jnp.float32)

@@ -11,7 +11,7 @@ from herjax.config import Config, Copy
 from herjax.faults import reported
 from herjax.lanes import materialized
 from herjax.relabel import Goal, Transition
-from herjax.state import BufferState, can_sample, held_row, row_of_step, scale, size
+from herjax.state import BufferState, can_sample, config_of, held_row, row_of_step, scale, size
 
 
 class Sample(NamedTuple):
@@ -107,7 +107,7 @@ def _sample(
     axis_name: str | None,
 ) -> Sample:
     """`sample`, but `last` is None where windows have one step, so that the transitions do not leave the device twice."""
-    config = state.config
+    config = config_of(state)
     checks.key(key)
     beta = checks.real("beta", beta, "one number, such as 0.4").astype(jnp.float32)
     state, beta = jax.lax.stop_gradient((state, beta))

@@ -86,6 +86,13 @@ def empty(config: Config) -> BufferState:
     )
 
 
+def config_of(state: BufferState) -> Config:
+    """A state's settings. `TypeError` where it is no state."""
+    if not isinstance(state, BufferState):
+        raise TypeError(f"state is a {type(state).__name__}; give, first, the BufferState that init or the last call returned.")
+    return state.config
+
+
 @jax.jit
 def can_sample(state: BufferState) -> jax.Array:
     """Whether a finished transition is held, so that `sample` has something to draw.
@@ -132,6 +139,7 @@ def size(state: BufferState) -> jax.Array:
       >>> int(herjax.size(buffer)), int(herjax.size(herjax.add(buffer, jnp.float32(1))))
       (2, 2)
     """
+    config_of(state)
     return jnp.sum(state.held, dtype=jnp.int32)
 
 
@@ -158,6 +166,7 @@ def after(state: BufferState, values: Pytree) -> BufferState:
       >>> all(jax.tree.leaves(jax.tree.map(jnp.array_equal, later, buffer)))
       True
     """
+    config_of(state)
     # Every place written to is counted from `head`. `held` is never negative, but XLA does not know.
     return dataclasses.replace(state, head=jnp.where(state.held >= 0, state.head, seen(values)))
 

@@ -320,3 +320,22 @@ def test_checks_are_no_effect() -> None:
     """A program that can have faults has no effects, which would keep it off JAX's fast dispatch."""
     state = make(priority_exponent=0.6, strategy=lambda key, step, length: step)  # noqa: ARG005
     assert not jax.make_jaxpr(loop)(state, jax.random.split(KEY, 3)).effects
+
+
+@pytest.mark.parametrize("state", [None, {"buffer": 1.0}, (1.0, 2.0)])
+def test_what_is_no_state_is_refused_by_name(state: object, key: jax.Array) -> None:
+    """Arguments in another order, an agent, or None: each function says what it was given, and what to give."""
+    calls: list[Callable[[], object]] = [
+        lambda: herjax.add(state, 0),
+        lambda: herjax.end_episode(state, 0, key),
+        lambda: herjax.discard(state),
+        lambda: herjax.sample(state, key, 2),
+        lambda: herjax.update_priorities(state, jnp.zeros(1, int), jnp.zeros(1)),
+        lambda: herjax.size(state),
+        lambda: herjax.can_sample(state),
+        lambda: herjax.after(state, 0),
+        lambda: herjax.check(state),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=f"state is a {type(state).__name__}; give, first, the BufferState that init"):
+            call()

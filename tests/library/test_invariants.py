@@ -301,7 +301,7 @@ def test_arrays_of_another_shape_are_named(broken: Break, message: str) -> None:
 
 def test_what_is_no_state_is_refused() -> None:
     """Something else than a state, or a traced one, raises `TypeError` and says what to do."""
-    with pytest.raises(TypeError, match="state is a tuple; give the BufferState"):
+    with pytest.raises(TypeError, match="state is a tuple; give, first, the BufferState"):
         herjax.check((1, 2))
     with pytest.raises(TypeError, match=r"state\.num_dropped is a int; it must be an array"):
         herjax.check(dataclasses.replace(wrapped(KEPT, looks=1), num_dropped=3))
