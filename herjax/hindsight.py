@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from herjax import relabel
 from herjax.config import Config, Copy, Visit
+from herjax.lanes import materialized
 from herjax.relabel import Goal, Transition
 from herjax.state import BufferState, held_row, row_of_step, scale, size
 
@@ -75,6 +76,7 @@ def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int) -
         bits = jax.random.bits(key_anywhere, steps.shape, jnp.uint32)  # randint would draw four times as many.
         number = scale(bits, size(state).astype(jnp.uint32)).astype(jnp.int32)
         sources = jnp.where(anywhere, held_row(state, number), sources)
+    sources = materialized(jnp.any(visits.valid), sources)  # As in `sampling._draw_uniformly`.
     achieved = jax.vmap(config.goal_fn)(_transitions(state, sources.ravel()))
     return jax.vmap(config.goal.pack)(achieved).reshape(*steps.shape, -1)
 
