@@ -70,12 +70,11 @@ class Experience(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A training step, compiled."""
+    """The halves of a training step."""
 
-    start: Callable[[], Any]
-    step: Callable[
-        [Any, Experience, jax.Array, jax.Array], Any
-    ]  # (state, experience, number of its first step, key) -> state, sums
+    start: Callable[[], Any]  # An empty buffer.
+    store: Callable[[Any, Experience, jax.Array, jax.Array], Any]  # (state, experience, its first step, key) -> state
+    draw: Callable[[Any, jax.Array], Any]  # (state, key) -> state, sums
 
 
 def sums(batch: Any) -> Any:
@@ -99,18 +98,20 @@ def herjax_program(settings: Settings) -> Program:
             num_envs=settings.num_envs,
         )
 
-    def step(buffer: herjax.BufferState, experience: Experience, first: jax.Array, key: jax.Array) -> Any:
-        def store(buffer: herjax.BufferState, number_and_step: tuple[jax.Array, Experience]) -> tuple[herjax.BufferState, None]:
+    def store(buffer: herjax.BufferState, experience: Experience, first: jax.Array, key: jax.Array) -> herjax.BufferState:
+        def one(buffer: herjax.BufferState, number_and_step: tuple[jax.Array, Experience]) -> tuple[herjax.BufferState, None]:
             number, transition = number_and_step
             done = (number + 1) % settings.episode_length == 0
-            return herjax.end_episode(herjax.add(buffer, transition), transition, key_goals, done), None
+            return herjax.end_episode(herjax.add(buffer, transition), transition, key, done), None
 
-        key_goals, key_sample = jax.random.split(key)
-        buffer, _ = jax.lax.scan(store, buffer, (first + jnp.arange(settings.inserted), experience))
-        batch = herjax.sample(buffer, key_sample, settings.draws, hindsight_ratio=1.0)
+        stored: herjax.BufferState = jax.lax.scan(one, buffer, (first + jnp.arange(settings.inserted), experience))[0]
+        return stored
+
+    def draw(buffer: herjax.BufferState, key: jax.Array) -> Any:
+        batch = herjax.sample(buffer, key, settings.draws, hindsight_ratio=1.0)
         return buffer, sums((batch.transition, batch.goal))
 
-    return Program(start, step)
+    return Program(start, store, draw)
 
 
 def load_jaxgcrl() -> tuple[Any, Any, Any]:
@@ -146,10 +147,13 @@ def jaxgcrl_program(settings: Settings) -> Program:
     )
     config = (settings.discount, settings.observation, (0, 1))
 
-    def step(state: Any, experience: Experience, first: jax.Array, key: jax.Array) -> Any:
-        key_goals, key_order = jax.random.split(key)
+    def store(state: Any, experience: Experience, first: jax.Array, key: jax.Array) -> Any:
+        del key
         number = (first + jnp.arange(settings.inserted)) // settings.episode_length
-        state = queue.insert_internal(state, transition(experience, number[:, None]))
+        return queue.insert_internal(state, transition(experience, number[:, None]))
+
+    def draw(state: Any, key: jax.Array) -> Any:
+        key_goals, key_order = jax.random.split(key)
         state, windows = queue.sample_internal(state)
         batch = jax.vmap(flatten_batch, (None, 0, 0))(config, windows, jax.random.split(key_goals, settings.num_envs))
         batch = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:], order="F"), batch)
@@ -157,7 +161,7 @@ def jaxgcrl_program(settings: Settings) -> Program:
         batch = jax.tree.map(lambda leaf: leaf[order], batch)
         return state, sums((batch.extras["state"], batch.action, batch.extras["future_state"], batch.extras["future_action"]))
 
-    return Program(lambda: queue.init(jax.random.key(0)), step)
+    return Program(lambda: queue.init(jax.random.key(0)), store, draw)
 
 
 def prepare(settings: Settings, program: Program) -> tuple[Callable[[], None], dict[str, float]]:
@@ -168,17 +172,23 @@ def prepare(settings: Settings, program: Program) -> tuple[Callable[[], None], d
         jax.random.normal(keys[0], (*shape, settings.observation)), jax.random.normal(keys[1], (*shape, settings.action))
     )
     state, number = jax.jit(program.start)(), 0
-    compiled = jax.jit(program.step, donate_argnums=0).lower(state, experience, np.int32(0), keys[0]).compile()
-    memory = compiled.memory_analysis()
+
+    def step(state: Any, first: jax.Array, key: jax.Array) -> Any:
+        key_store, key_draw = jax.random.split(key)
+        return program.draw(program.store(state, experience, first, key_store), key_draw)
+
+    store, compiled = jax.jit(program.store, donate_argnums=0), jax.jit(step, donate_argnums=0)
+    memory = compiled.lower(state, np.int32(0), keys[0]).compile().memory_analysis()
 
     def call() -> None:
         nonlocal state, number
-        state, found = compiled(state, experience, np.int32(number), jax.random.fold_in(keys[0], number))
+        state, found = compiled(state, np.int32(number), jax.random.fold_in(keys[0], number))
         assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(jax.device_get(found)))
         number += settings.inserted
 
     while number < settings.episode_length * (settings.episodes + 1):
-        call()
+        state = store(state, experience, np.int32(number), jax.random.fold_in(keys[1], number))
+        number += settings.inserted
     sizes = {"held_MB": sum(leaf.nbytes for leaf in jax.tree.leaves(state)), "temporary_MB": memory.temp_size_in_bytes}
     return call, {name: size / 1e6 for name, size in sizes.items()}
 

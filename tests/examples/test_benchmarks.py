@@ -141,7 +141,7 @@ def test_contrastive_batches_are_of_the_same_episode(tmp_path: Path, monkeypatch
     for first in range(0, 20, 5):
         steps, envs = jnp.meshgrid(first + jnp.arange(5.0), jnp.arange(4.0), indexing="ij")
         experience = contrastive.Experience(jnp.stack([steps, envs], axis=-1), steps[..., None])
-        buffer, _ = jax.jit(program.step)(buffer, experience, jnp.int32(first), jax.random.key(first))
+        buffer = jax.jit(program.store)(buffer, experience, jnp.int32(first), jax.random.key(first))
     assert herjax.size(buffer) == 4 * 10 * 2
     batch = herjax.sample(buffer, jax.random.key(1), settings.draws, hindsight_ratio=1.0)
     (now, env), (then, goal_env) = batch.transition.observation.T, batch.goal.observation.T
