@@ -48,7 +48,7 @@ class Config(flags.Flags):
     entropy: float = -1.0  # Entropy that the actor is kept at, for each component of an action.
     eval_every: Count = 10  # Cycles between evaluations.
     eval_episodes: Count = 50  # Greedy episodes of an evaluation; a success is at its goal at the end.
-    out: Path = Path("results/crl")  # Folder for results.json and success_rate.png.
+    out: Path = Path("results/crl")  # Folder for results.json, success_rate.png, and pictures of the first seed's policy.
 
 
 class Future(NamedTuple):

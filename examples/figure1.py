@@ -59,6 +59,11 @@ class Config(flags.Flags):
     checkpoint: tyro.conf.Suppress[Path | None] = None
     checkpoint_seconds: Weight = 60.0  # Time between checkpoints, at least; they are made after evaluations.
 
+    @property
+    def network(self) -> "QNetwork":
+        """What is learned."""
+        return QNetwork(self.hidden, self.shared)
+
 
 NOT_SHARED = ("bits", "num_goals", "devices")
 """Settings in which the runs of one figure may differ."""
@@ -151,7 +156,7 @@ def start(config: Config, curve: Curve, key: jax.Array) -> Loop:
         relabel="sample",
         num_envs=config.episodes,
     )
-    params = QNetwork(config.hidden, config.shared).init(key, bits, bits)
+    params = config.network.init(key, bits, bits)
     return Loop(params, params, optimizer(config).init(params), buffer)
 
 
@@ -171,7 +176,7 @@ def play(config: Config, params: optax.Params, key: jax.Array, *, num_bits: int,
     chances = jax.random.uniform(key_act, (num_bits, 2, episodes))
 
     def step(state: Any, chance: jax.Array) -> tuple[Any, tuple[Transition, jax.Array]]:
-        greedy = jnp.argmax(QNetwork(config.hidden, config.shared).apply(params, state.bits, state.goal), axis=-1)
+        greedy = jnp.argmax(config.network.apply(params, state.bits, state.goal), axis=-1)
         action = jnp.where(chance[0] < epsilon, jnp.floor(chance[1] * num_bits).astype(jnp.int32), greedy)
         # The environment's dynamics draw nothing.
         _, after, _, hit, _ = jax.vmap(env.step_env, (None, 0, 0, None))(key_env, state, action, env.default_params)
@@ -183,7 +188,7 @@ def play(config: Config, params: optax.Params, key: jax.Array, *, num_bits: int,
 
 def targets(config: Config, loop: Loop, batch: herjax.Sample) -> jax.Array:
     """What Q-learning pulls the values of a batch to, float32 [batch]."""
-    values = lambda params: QNetwork(config.hidden, config.shared).apply(params, batch.transition.next_observation, batch.goal)  # noqa: E731
+    values = lambda params: config.network.apply(params, batch.transition.next_observation, batch.goal)  # noqa: E731
     target_values = values(loop.target_params)
     chosen = jnp.argmax(values(loop.params) if config.double else target_values, axis=-1)
     value = jnp.take_along_axis(target_values, chosen[:, None], axis=-1)[:, 0]
@@ -202,7 +207,7 @@ def learn(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
         observation, action, goal, target = data
 
         def loss_fn(params: optax.Params) -> jax.Array:
-            values = QNetwork(config.hidden, config.shared).apply(params, observation, goal)
+            values = config.network.apply(params, observation, goal)
             value = jnp.take_along_axis(values, action[:, None], axis=-1)[:, 0]
             return jnp.mean(optax.squared_error(value, target))
 
