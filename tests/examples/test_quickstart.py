@@ -31,7 +31,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a fresh kernel has after all cells ran, in a folder from which no herjax can be imported by accident."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(REPORT))
-    environment = {**os.environ, "PYTHONPATH": str(Path(herjax.__file__).parents[1])}  # The herjax under test, wherever it is.
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(Path(herjax.__file__).parents[1])}  # The herjax under test.
     folder = {"metadata": {"path": str(tmp_path_factory.mktemp("kernel"))}}
     NotebookClient(notebook, timeout=600, resources=folder).execute(env=environment)
     return json.loads(notebook.cells[-1].outputs[0].text)
