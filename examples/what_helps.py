@@ -69,6 +69,11 @@ def command(config: Config, task: Task, option: str) -> list[str]:
     return [*PROGRAMS[task].flags.split(), *(word for text in (config.also, option) if text for word in f"--{text}".split())]
 
 
+def name(config: Config, task: Task, option: str) -> str:
+    """What results.json calls it: the whole command, so that other settings are other runs."""
+    return " ".join([task, *command(config, task, option)])
+
+
 def settings(config: Config, task: Task, option: str) -> Any:
     """What the task is trained with; None where its program has no such option."""
     program = PROGRAMS[task]
@@ -82,7 +87,7 @@ def settings(config: Config, task: Task, option: str) -> Any:
 
 
 def train(task: Task, chosen: Any) -> dict[str, Any]:
-    """Success of each seed at each evaluation, [seeds][E], and the steps of each."""
+    """Success of each seed at each evaluation, [seeds][E], and the seconds of training."""
     module = PROGRAMS[task].module
     training = experiment.over_seeds(chosen, partial(module.start, chosen), partial(module.advance, chosen))
     results = experiment.run(chosen, training)[1]
@@ -104,14 +109,14 @@ def main(args: Sequence[str] | None = None) -> None:
     file = config.out / "results.json"
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for task, option in tqdm([(task, option) for task in config.tasks for option in config.options], unit="setting"):
-        chosen, key = settings(config, task, option), " ".join([task, *command(config, task, option)])
+        chosen, key = settings(config, task, option), name(config, task, option)
         if chosen is not None and key not in results:
             results[key] = train(task, chosen)
             checkpoints.replace_file(file, json.dumps(results, indent=1))
     print("| | " + " | ".join(PROGRAMS[task].title for task in config.tasks) + " |")
     print("|---" * (1 + len(config.tasks)) + "|")
     for option in config.options:
-        found = [results.get(" ".join([task, *command(config, task, option)])) for task in config.tasks]
+        found = [results.get(name(config, task, option)) for task in config.tasks]
         cells = [success(each["success_rate"]) if each else "-" for each in found]
         print(f"| {f'`--{option}`' if option else 'none'} | " + " | ".join(cells) + " |")
     print(f"written {file}")
