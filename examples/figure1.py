@@ -64,21 +64,18 @@ class Config(flags.Flags):
         """What is learned."""
         return QNetwork(self.hidden, self.shared)
 
-
-NOT_SHARED = ("bits", "num_goals", "devices")
-"""Settings in which the runs of one figure may differ."""
-
-
-class Curve(NamedTuple):
-    """What one set of seeds is to learn."""
-
-    num_bits: int
-    num_goals: int
-
     @property
-    def name(self) -> str:
-        """The curve's key in results.json and the name of its checkpoint's folder."""
-        return f"{self.num_bits}_bits_{self.num_goals}_goals"
+    def num_bits(self) -> int:
+        """Of a curve."""
+        return self.bits[0]
+
+    def curves(self) -> "dict[str, Config]":
+        """Each curve of the figure by its name: the same settings, with one number of bits and one of goals."""
+        pairs = {f"{bits}_bits_{goals}_goals": (bits, goals) for goals in self.num_goals for bits in self.bits}
+        return {
+            name: dataclasses.replace(self, bits=(bits,), num_goals=(goals,), checkpoint=self.out / "unfinished" / name)
+            for name, (bits, goals) in pairs.items()
+        }
 
 
 class Transition(NamedTuple):
@@ -141,18 +138,18 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     return optax.adam(optax.linear_schedule(config.learning_rate, config.final_learning_rate, half, half))
 
 
-def start(config: Config, curve: Curve, key: jax.Array) -> Loop:
+def start(config: Config, key: jax.Array) -> Loop:
     """A seed before its first cycle."""
-    bits = jnp.zeros(curve.num_bits, jnp.uint8)
+    bits = jnp.zeros(config.num_bits, jnp.uint8)
     buffer = herjax.init(
         Transition(bits, jnp.int32(0), bits),
         capacity=-(-config.capacity // config.episodes) * config.episodes,
-        max_episode_length=curve.num_bits,
+        max_episode_length=config.num_bits,
         goal_fn=achieved_goal,
         reward_fn=reward,
         terminated_fn=terminated,
         strategy=config.strategy,
-        num_goals=curve.num_goals,
+        num_goals=config.num_goals[0],
         relabel="sample",
         num_envs=config.episodes,
     )
@@ -168,9 +165,9 @@ class Episodes(NamedTuple):
     success: jax.Array  # bool [E]; whether the goal was hit at any step.
 
 
-def play(config: Config, params: optax.Params, key: jax.Array, *, num_bits: int, episodes: int, epsilon: float) -> Episodes:
+def play(config: Config, params: optax.Params, key: jax.Array, *, episodes: int, epsilon: float) -> Episodes:
     """Plays whole episodes, which go on after their goal is hit."""
-    env = BitFlip(num_bits)
+    num_bits, env = config.num_bits, BitFlip(config.num_bits)
     key_reset, key_act, key_env = jax.random.split(key, 3)
     _, state = jax.vmap(env.reset_env, (0, None))(jax.random.split(key_reset, episodes), env.default_params)
     chances = jax.random.uniform(key_act, (num_bits, 2, episodes))
@@ -220,27 +217,26 @@ def learn(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     return Loop(params, target_params, opt_state, loop.buffer), jnp.mean(losses)
 
 
-def cycle(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
+def cycle(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     """Plays episodes, stores them, and learns; returns the loss []."""
     key_play, key_goals, key_learn = jax.random.split(key, 3)
-    size = {"num_bits": curve.num_bits, "episodes": config.episodes}
-    episodes = play(config, loop.params, key_play, **size, epsilon=config.epsilon)
+    episodes = play(config, loop.params, key_play, episodes=config.episodes, epsilon=config.epsilon)
     buffer, _ = jax.lax.scan(lambda buffer, t: (herjax.add(buffer, t), None), loop.buffer, episodes.transitions)
     buffer = herjax.end_episode(buffer, episodes.goal, key_goals)
     return learn(config, loop._replace(buffer=buffer), key_learn)
 
 
-def success_rate(config: Config, curve: Curve, params: optax.Params, key: jax.Array) -> jax.Array:
+def success_rate(config: Config, params: optax.Params, key: jax.Array) -> jax.Array:
     """The share of greedy episodes that hit their goal, float32 []."""
-    episodes = play(config, params, key, num_bits=curve.num_bits, episodes=config.eval_episodes, epsilon=0.0)
-    return jnp.mean(episodes.success.astype(jnp.float32))
+    success = play(config, params, key, episodes=config.eval_episodes, epsilon=0.0).success
+    return jnp.mean(success.astype(jnp.float32))
 
 
-def advance(config: Config, curve: Curve, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str, jax.Array]]:
+def advance(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str, jax.Array]]:
     """Trains up to the next evaluation, and evaluates; returns metrics, float32 [] each."""
     key_cycles, key_evaluation = jax.random.split(key)
-    loop, losses = jax.lax.scan(partial(cycle, config, curve), loop, jax.random.split(key_cycles, config.eval_every))
-    return loop, {"success_rate": success_rate(config, curve, loop.params, key_evaluation), "loss": jnp.mean(losses)}
+    loop, losses = jax.lax.scan(partial(cycle, config), loop, jax.random.split(key_cycles, config.eval_every))
+    return loop, {"success_rate": success_rate(config, loop.params, key_evaluation), "loss": jnp.mean(losses)}
 
 
 def is_solved(config: Config, figures: dict[str, Any]) -> bool:
@@ -249,37 +245,29 @@ def is_solved(config: Config, figures: dict[str, Any]) -> bool:
     return rates.shape[1] == 2 and bool(np.all(rates >= config.solved))
 
 
-def run_curve(config: Config, curve: Curve) -> dict[str, Any]:
+def run_curve(config: Config) -> dict[str, Any]:
     """Trains the seeds of one curve until they have solved the task or used up their cycles; returns its figures."""
-    config = dataclasses.replace(config, checkpoint=unfinished_folder(config, curve))
-    training = experiment.over_seeds(config, partial(start, config, curve), partial(advance, config, curve))
     loops, results = experiment.run(
         config,
-        training,
-        steps=config.eval_every * config.episodes * curve.num_bits,
-        label=f"{curve.num_bits:>3} bits, k = {curve.num_goals}",
+        experiment.over_seeds(config, partial(start, config), partial(advance, config)),
+        steps=config.eval_every * config.episodes * config.num_bits,
+        label=f"{config.num_bits:>3} bits, k = {config.num_goals[0]}",
         is_over=partial(is_solved, config),
     )
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), len(jax.tree.leaves(loops.params)[0]))
-    final = np.asarray(jax.jit(jax.vmap(partial(success_rate, config, curve)))(loops.params, keys))
+    final = np.asarray(jax.jit(jax.vmap(partial(success_rate, config)))(loops.params, keys))
     results["updates"] = len(results["eval_steps"]) * config.eval_every * config.updates
     kept = {name: results[name] for name in ("eval_steps", "updates", "success_rate", "loss", "seconds")}
     return kept | {"final_success_rate": final[: config.seeds].tolist()}
 
 
-def unfinished_folder(config: Config, curve: Curve) -> Path:
-    """Where a curve's training is kept until results.json has its figures."""
-    return config.out / "unfinished" / curve.name
-
-
 def recorded(config: Config) -> dict[str, Any]:
     """What results.json holds, without any curve yet; raises `ValueError` if its runs have other settings."""
-    shared = {name: value for name, value in experiment.training_settings(config).items() if name not in NOT_SHARED}
+    settings = experiment.training_settings(config)
+    shared = {name: value for name, value in settings.items() if name not in ("bits", "num_goals", "devices")}
     results = {"config": json.loads(json.dumps(shared)), "device": jax.local_devices()[0].device_kind, "curves": {}}
     file = config.out / "results.json"
-    if not file.exists():
-        return results
-    before = json.loads(file.read_text())
+    before = json.loads(file.read_text()) if file.exists() else results
     for name, new in results["config"].items():
         old = before["config"].get(name, new)
         if old != new:
@@ -287,21 +275,13 @@ def recorded(config: Config) -> dict[str, Any]:
     return results | {"curves": before["curves"]}
 
 
-def summary(curve: Curve, figures: dict[str, Any]) -> str:
-    """One line about a finished curve."""
-    rates = figures["final_success_rate"]
-    each = " ".join(f"{rate:.3f}" for rate in rates)
-    seconds = f"{figures['seconds']:8.1f}"
-    return f"{curve.num_bits:>5} {curve.num_goals:>3} {np.mean(rates):8.3f}   {each}  {figures['updates']:>9,} {seconds}"
-
-
 def plot(config: Config, curves: dict[str, Any]) -> None:
     """Draws success against the number of bits: the mean of the seeds, and the span between the least and the best of them."""
     with experiment.axes(config.out / "figure1.png") as axes:
-        for num_goals in config.num_goals:
+        for goals in config.num_goals:
             bits = sorted(config.bits)
-            rates = [curves[Curve(n, num_goals).name]["final_success_rate"] for n in bits]
-            label = f"DQN + HER ({config.strategy}, k = {num_goals})" if num_goals else "DQN"
+            rates = [curves[f"{n}_bits_{goals}_goals"]["final_success_rate"] for n in bits]
+            label = f"DQN + HER ({config.strategy}, k = {goals})" if goals else "DQN"
             line = axes.plot(bits, np.mean(rates, axis=1), marker="o", label=label)[0]
             axes.fill_between(bits, np.min(rates, axis=1), np.max(rates, axis=1), color=line.get_color(), alpha=0.2)
         title = f"Bit-flipping, mean and span of {config.seeds} seeds"
@@ -312,15 +292,17 @@ def plot(config: Config, curves: dict[str, Any]) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Trains every curve that is not finished, and shows all of them."""
     config = flags.parse(Config, recorded, args)
-    config.out.mkdir(parents=True, exist_ok=True)
     results = recorded(config)
-    lines = [f"{'bits':>5} {'k':>3} {'success':>8}   each seed{' ' * (6 * config.seeds - 9)}  {'updates':>9} {'seconds':>8}"]
-    for curve in [Curve(bits, num_goals) for num_goals in config.num_goals for bits in config.bits]:
-        if curve.name not in results["curves"]:
-            results["curves"][curve.name] = run_curve(config, curve)
+    lines = ["bits   k  success    updates  seconds  each seed"]
+    for name, curve in config.curves().items():
+        if name not in results["curves"]:
+            results["curves"][name] = run_curve(curve)
             checkpoints.replace_file(config.out / "results.json", json.dumps(results, indent=1))
-            checkpoints.discard(unfinished_folder(config, curve))
-        lines.append(summary(curve, results["curves"][curve.name]))
+            checkpoints.discard(curve.checkpoint)
+        figures, (bits,), (goals,) = results["curves"][name], curve.bits, curve.num_goals
+        rates = figures["final_success_rate"]
+        line = f"{bits:>4} {goals:>3} {np.mean(rates):8.3f} {figures['updates']:>10,} {figures['seconds']:8.1f}  "
+        lines.append(line + " ".join(f"{rate:.3f}" for rate in rates))
     plot(config, results["curves"])
     print("\n".join(lines))
     print(f"written {config.out}: results.json, figure1.png")

@@ -13,7 +13,6 @@ python examples/multi_device.py --coordinator 127.0.0.1:9876 --num-processes 2 -
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -40,10 +39,9 @@ class Cluster:
         """Fakes devices and joins the other processes, before JAX has looked for any device."""
         if self.devices is not None and self.devices < 1:
             flags.refuse(f"--devices is {self.devices}; give at least 1.")
-        if not 0 <= self.process_id < self.num_processes:
-            flags.refuse(
-                f"--process-id is {self.process_id}; give one from 0 to --num-processes - 1, {self.num_processes - 1}."
-            )
+        last = self.num_processes - 1
+        if not 0 <= self.process_id <= last:
+            flags.refuse(f"--process-id is {self.process_id}; give one from 0 to --num-processes - 1, {last}.")
         if self.num_processes > 1 and self.coordinator is None:
             flags.refuse(f"--num-processes is {self.num_processes}; give --coordinator too, or 1 process.")
         if self.devices is not None:
@@ -81,17 +79,12 @@ class Config(bitflip.Config, Cluster):
     num_envs: flags.Count = 4  # Environments of each device.
     capacity: flags.Count = 40_000  # Transitions held by each device, hindsight copies not counted; a multiple of num-envs.
     batch_size: flags.Count = 64  # Transitions that each device adds to an update.
-    out: Path = Path("results/multi_device")  # Folder for results.json.
+    out: Path = Path("results/multi_device")  # Folder for results.json and success_rate.png.
     seeds: tyro.conf.Suppress[int] = 1
     log_dir: tyro.conf.Suppress[Path | None] = None
     checkpoint: tyro.conf.Suppress[Path | None] = None
     checkpoint_seconds: tyro.conf.Suppress[float] = 0.0
     progress: tyro.conf.Suppress[bool] = False
-
-
-def make_buffer(config: Config) -> herjax.BufferState:
-    """One device's empty shard."""
-    return bitflip.make_buffer(config, config.num_envs)
 
 
 def start(config: Config, key: jax.Array) -> Loop:
@@ -101,7 +94,7 @@ def start(config: Config, key: jax.Array) -> Loop:
     env, params = bitflip.make_env(config)
     observation, state = jax.vmap(env.reset, (0, None))(key_envs, params)
     # What a scan carries must be declared to differ between devices before it does.
-    buffer, time = jax.lax.pcast((make_buffer(config), state.time), AXIS, to="varying")
+    buffer, time = jax.lax.pcast((bitflip.make_buffer(config, config.num_envs), state.time), AXIS, to="varying")
     return Loop(bitflip.start(config, key_agent).agent, buffer, (observation, state.replace(time=time)))
 
 
@@ -147,15 +140,7 @@ def advance(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str,
 
 
 def train(config: Config, key: jax.Array) -> tuple[Agent, dict[str, jax.Array]]:
-    """One device's part of a run, to be mapped over `AXIS`, in one scan.
-
-    Args:
-      config: the settings, static.
-      key: all of the run's randomness, the same on all devices; used up.
-
-    Returns:
-      The agent and metrics, float32 [evaluations] each, the same on all devices.
-    """
+    """One device's part of a run, to be mapped over `AXIS`, in one scan; key, agent and metrics are the same on all devices."""
     loop, metrics = experiment.scan(config, partial(start, config), partial(advance, config), key)
     return loop.agent, metrics
 
@@ -176,7 +161,7 @@ def run(config: Config) -> dict[str, Any]:
     _, metrics = jax.block_until_ready(training(key))
     seconds = perf_counter() - compiled
     steps_at_once = config.num_envs * jax.device_count()
-    buffer = jax.eval_shape(partial(make_buffer, config))
+    buffer = jax.eval_shape(partial(bitflip.make_buffer, config, config.num_envs))
     return experiment.describe(buffer, jax.device_count()) | {
         "config": flags.plain(config),
         "eval_steps": [steps_at_once * step for step in range(config.eval_every, config.steps + 1, config.eval_every)],
@@ -192,15 +177,12 @@ def run(config: Config) -> dict[str, Any]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Reads the flags, trains on the devices that there are by now, and shows what was learned."""
-    config = flags.parse(Config, lambda config: jax.eval_shape(partial(make_buffer, config)), args)
+    config = flags.parse(Config, lambda config: jax.eval_shape(partial(bitflip.make_buffer, config, config.num_envs)), args)
     results = run(config)
     if jax.process_index() == 0:
-        print(experiment.table(results))
+        experiment.show(config, results, f"Bit-flipping, {config.num_bits} bits: one agent on {results['devices']} devices")
         print(f"collectives per update            {results['collectives_per_update']}")
         print(f"processes                         {results['processes']}")
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "results.json").write_text(json.dumps(results, indent=1))
-        print(f"written                           {config.out / 'results.json'}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import figure1
-from figure1 import Config, Curve
+from figure1 import Config
 
 TINY = ["--bits", "6", "--num-goals", "4", "--seeds", "2", "--cycles", "60", "--eval-every", "10", "--eval-episodes", "50"]
 TINY += ["--hidden", "32", "--capacity", "4000", "--solved", "2", "--checkpoint-seconds", "0", "--no-progress"]
@@ -74,9 +74,9 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path: Path, capsys: pytest.Cap
 
 def test_episodes_go_on_past_their_goal() -> None:
     """Every episode has as many steps as bits, each flips one bit of the last, and a hit at any step is a success."""
-    config, curve = Config(hidden=(8,)), Curve(num_bits=3, num_goals=4)
-    params = figure1.start(config, curve, jax.random.key(0)).params
-    episodes = figure1.play(config, params, jax.random.key(1), num_bits=3, episodes=200, epsilon=1.0)
+    config = Config(bits=(3,), hidden=(8,))
+    params = figure1.start(config, jax.random.key(0)).params
+    episodes = figure1.play(config, params, jax.random.key(1), episodes=200, epsilon=1.0)
     observation, action, following = (np.asarray(leaf) for leaf in episodes.transitions)
     assert following.shape == (3, 200, 3)
     np.testing.assert_array_equal(observation[1:], following[:-1])
@@ -89,10 +89,10 @@ def test_episodes_go_on_past_their_goal() -> None:
 
 def test_targets_are_those_of_q_learning() -> None:
     """Targets are r + gamma max Q'(s', g), without what follows a goal that was reached, and clipped to [-1/(1-gamma), 0]."""
-    config, curve = Config(hidden=(8,), discount=0.5), Curve(num_bits=3, num_goals=4)
-    loop = figure1.start(config, curve, jax.random.key(0))
+    config = Config(bits=(3,), hidden=(8,), discount=0.5)
+    loop = figure1.start(config, jax.random.key(0))
     loop = loop._replace(target_params=jax.tree.map(lambda leaf: 3 * leaf, loop.params))
-    episodes = figure1.play(config, loop.params, jax.random.key(1), num_bits=3, episodes=config.episodes, epsilon=1.0)
+    episodes = figure1.play(config, loop.params, jax.random.key(1), episodes=config.episodes, epsilon=1.0)
     buffer = loop.buffer
     for step in range(3):
         buffer = figure1.herjax.add(buffer, jax.tree.map(lambda leaf, t=step: leaf[t], episodes.transitions))

@@ -297,7 +297,7 @@ def unsharded(config: multi_device.Config, key: jax.Array) -> tuple[bitflip.Agen
         jnp.arange(DEVICES)
     )
     env_loop = jax.vmap(jax.vmap(env.reset, (0, None)), (0, None))(env_keys, params)
-    buffers = jax.vmap(lambda _: multi_device.make_buffer(config))(jnp.arange(DEVICES))
+    buffers = jax.vmap(lambda _: bitflip.make_buffer(config, config.num_envs))(jnp.arange(DEVICES))
     loop = bitflip.Loop(bitflip.start(config, key_agent).agent, buffers, env_loop)
 
     def act_and_draw(loop: bitflip.Loop, key: jax.Array) -> tuple[bitflip.Loop, herjax.Sample, jax.Array]:
