@@ -6,8 +6,11 @@ episodes. An actor goes where the score is highest. So every goal is a hindsight
 episode, drawn anew for each batch: `relabel="sample"`, `geometric` and `hindsight_ratio=1`. Playing, replay and updates are one
 scan; seeds are vmapped, and shared out among the devices that there are.
 
+One thing is not in the papers: priorities. In most episodes the puck is never touched, and from these an actor learns to leave
+it alone. So a transition's priority is how far the goal last drawn for it is from what it achieved itself.
+
 python examples/crl.py                         # learns to push a puck to a goal
-python examples/crl.py --task reach --cycles 20    # moves the disc alone
+python examples/crl.py --task reach --cycles 60    # moves the disc alone
 """
 
 import dataclasses
@@ -26,7 +29,7 @@ import optax
 import flags
 import herjax
 import planar
-from flags import Count, Weight
+from flags import Count, Share, Weight
 from planar import Transition
 
 
@@ -36,17 +39,19 @@ class Config(flags.Flags):
 
     task: planar.Task = "push"  # Push a puck to a goal, or reach it with the disc itself.
     cycles: flags.Stretches = 400  # Cycles of each run; a multiple of eval-every.
-    num_envs: Count = 16  # Episodes of a cycle, side by side.
-    updates: Count = 40  # Updates of a cycle.
+    num_envs: Count = 64  # Episodes of a cycle, side by side.
+    updates: Count = 80  # Updates of a cycle.
     batch_size: Count = 256  # Transitions in an update.
     capacity: Count = 1_000_000  # Transitions held.
-    hidden: flags.Units = (256, 256)  # Units of the hidden layers of actor and encoders.
+    hidden: flags.Units = (128, 128)  # Units of the hidden layers of actor and encoders.
     representation: Count = 64  # Elements of a representation.
-    learning_rate: Weight = 3e-4  # Of Adam.
+    learning_rate: Weight = 1e-3  # Of Adam.
     discount: flags.Below1 = 0.98  # Of the geometric distribution of how far ahead goals are.
+    priority_exponent: Weight = 1.0  # Alpha; 0: all transitions alike.
+    epsilon: Share = 0.3  # Probability of a random action.
     penalty: Weight = 0.1  # Weight of the squared log-sum-exp in the critic's loss.
-    entropy: float = -1.0  # Entropy that the actor is kept at, for each component of an action.
-    eval_every: Count = 10  # Cycles between evaluations.
+    entropy: float = -2.0  # Entropy that the actor is kept at, for each component of an action.
+    eval_every: Count = 20  # Cycles between evaluations.
     eval_episodes: Count = 50  # Greedy episodes of an evaluation; a success is at its goal at the end.
     out: Path = Path("results/crl")  # Folder for results.json, success_rate.png, and pictures of the first seed's policy.
 
@@ -115,6 +120,8 @@ def start(config: Config, key: jax.Array) -> Loop:
         strategy=herjax.geometric(config.discount),
         num_goals=1,
         relabel="sample",
+        priority_exponent=config.priority_exponent,
+        priority_epsilon=0.01,
         num_envs=config.num_envs,
     )
     keys = jax.random.split(key, 3)
@@ -170,11 +177,16 @@ def critic_loss(config: Config, params: Params, batch: herjax.Sample) -> jax.Arr
 
 
 def actor_loss(config: Config, params: Params, batch: herjax.Sample, key: jax.Array) -> jax.Array:
-    """Minus the score and the entropy of what the actor does for each goal, and the temperature's own loss; float32 []."""
+    """Minus the score and the entropy of what the actor does for each goal, and the temperature's own loss; float32 [].
+
+    Half of the goals are those of other transitions, as in the code of arXiv:2206.07568: they are what the actor is asked for.
+    """
     frozen = jax.lax.stop_gradient(params)
     observation, size = batch.transition.observation, batch.transition.action.shape[-1]
-    action, log_density = draw_action(*policy(config, params, observation, batch.goal.goal, size), key)
-    scores = score(represent(config, frozen, observation, action), represent_goal(config, frozen, batch.goal.goal))
+    goal, far_off = batch.goal.goal, jnp.roll(batch.goal.goal, len(batch.indices) // 2, axis=0)
+    goal = jnp.where(jnp.arange(len(goal))[:, None] % 2 == 1, far_off, goal)
+    action, log_density = draw_action(*policy(config, params, observation, goal, size), key)
+    scores = score(represent(config, frozen, observation, action), represent_goal(config, frozen, goal))
     lacking = config.entropy * size + jax.lax.stop_gradient(log_density)
     return jnp.mean(jnp.exp(frozen.log_temperature) * log_density - scores - jnp.exp(params.log_temperature) * lacking)
 
@@ -190,7 +202,9 @@ def update(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]
 
     gradients, critic = jax.grad(loss, has_aux=True)(loop.params)
     updates, opt_state = optax.adam(config.learning_rate).update(gradients, loop.opt_state)
-    return Loop(optax.apply_updates(loop.params, updates), opt_state, loop.buffer), critic
+    apart = jnp.linalg.norm(batch.goal.goal - batch.transition.achieved_goal, axis=-1)
+    buffer = herjax.update_priorities(loop.buffer, batch.indices, apart)
+    return Loop(optax.apply_updates(loop.params, updates), opt_state, buffer), critic
 
 
 def behave(config: Config, params: Params, greedy: bool) -> planar.Policy:
@@ -199,7 +213,12 @@ def behave(config: Config, params: Params, greedy: bool) -> planar.Policy:
 
     def act(observation: jax.Array, goal: jax.Array, key: jax.Array) -> jax.Array:
         mean, log_deviation = policy(config, params, observation, goal, size)
-        return jnp.tanh(mean) if greedy else draw_action(mean, log_deviation, key)[0]
+        if greedy:
+            return jnp.tanh(mean)
+        key_action, key_random, key_which = jax.random.split(key, 3)
+        action, _ = draw_action(mean, log_deviation, key_action)
+        at_random = jax.random.uniform(key_random, action.shape, minval=-1, maxval=1)
+        return jnp.where(jax.random.bernoulli(key_which, config.epsilon, (len(action), 1)), at_random, action)
 
     return act
 

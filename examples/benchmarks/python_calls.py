@@ -2,9 +2,10 @@
 
     taskset -c 0 python examples/benchmarks/python_calls.py
 
-Each call is timed until its result is there. herjax's state is donated, as README says. cpprb and herjax have priorities,
-Stable-Baselines3 has none; it stores bits as int8 and relabels when it samples. The last column is one environment step: `add`,
-`sample` and `update_priorities`, and a share of `end_episode`.
+Each call is timed until its result is there; the systems take turns of 100 steps. herjax's state is donated, as README says.
+cpprb and herjax have priorities, Stable-Baselines3 has none; it stores bits as int8 and relabels when it samples. The last
+column is one environment step: `add`, `sample` and `update_priorities`, and a share of `end_episode`. What JAX itself takes
+is shown beside: a jitted call that counts, and returns herjax's state, donated, as it is.
 """
 
 import dataclasses
@@ -29,6 +30,8 @@ import bitflip
 import herjax
 
 CALLS = ("add", "end_episode", "sample", "update_priorities")
+TURN = 100
+"""Steps that a system makes before the next one does."""
 Timed = Callable[..., Any]
 """`timed(name, function, *arguments)`: the function's result, once it is there."""
 
@@ -89,6 +92,19 @@ def herjax_in_one(config: bitflip.Config) -> Callable[..., None]:
     return step
 
 
+def jax_step(config: bitflip.Config) -> Callable[..., None]:
+    """A call that does next to nothing, with herjax's state."""
+    count = jax.jit(lambda state: dataclasses.replace(state, num_dropped=state.num_dropped + 1), donate_argnums=0)
+    state = bitflip.make_buffer(config)
+
+    def step(timed: Timed, number: int, transition: bitflip.Transition, *, done: bool) -> None:
+        nonlocal state
+        del number, transition, done
+        state = timed("add", count, state)
+
+    return step
+
+
 def cpprb_step(config: bitflip.Config) -> Callable[..., None]:
     """The same of cpprb."""
     buffer = cpprb_buffer(config)
@@ -126,23 +142,30 @@ def sb3_step(config: bitflip.Config) -> Callable[..., None]:
     return step
 
 
-def measure(step: Callable[..., None], config: bitflip.Config, settings: Settings) -> dict[str, float]:
-    """Median microseconds of each call, and of one environment step."""
+def measure(steps: dict[str, Callable[..., None]], config: bitflip.Config, settings: Settings) -> dict[str, dict[str, float]]:
+    """Median microseconds of each system's calls, and of one environment step."""
     transitions = jax.device_get(jax.vmap(partial(transition_at, config))(jnp.arange(settings.steps)))
-    taken: dict[str, list[float]] = defaultdict(list)
+    taken: dict[str, dict[str, list[float]]] = {system: defaultdict(list) for system in steps}
 
-    def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    def timed(system: str, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         began = time.perf_counter()
         result = jax.block_until_ready(function(*arguments))
-        taken[name].append(time.perf_counter() - began)
+        taken[system][name].append(time.perf_counter() - began)
         return result
 
-    for number in range(settings.steps):
-        transition = jax.tree.map(lambda leaf, number=number: leaf[number], transitions)
-        step(timed, number, transition, done=(number + 1) % settings.episode_length == 0)
-    medians = {name: float(np.median(times[len(times) // 4 :])) * 1e6 for name, times in taken.items()}
-    share = medians.get("end_episode", 0.0) / settings.episode_length
-    return medians | {"one step": share + sum(time for name, time in medians.items() if name != "end_episode")}
+    for begin in range(0, settings.steps, TURN):
+        for system, step in steps.items():
+            for number in range(begin, min(begin + TURN, settings.steps)):
+                transition = jax.tree.map(lambda leaf, number=number: leaf[number], transitions)
+                step(partial(timed, system), number, transition, done=(number + 1) % settings.episode_length == 0)
+    return {system: medians(times, settings.episode_length) for system, times in taken.items()}
+
+
+def medians(taken: dict[str, list[float]], episode_length: int) -> dict[str, float]:
+    """Of each call without the first quarter of its times, and of an environment step."""
+    calls = {name: float(np.median(times[len(times) // 4 :])) * 1e6 for name, times in taken.items()}
+    share = calls.get("end_episode", 0.0) / episode_length
+    return calls | {"one step": share + sum(time for name, time in calls.items() if name != "end_episode")}
 
 
 def main() -> None:
@@ -150,15 +173,14 @@ def main() -> None:
     settings = tyro.cli(Settings)
     config = bitflip.Config(capacity=settings.capacity)
     installed = find_peers()
-    makers = {"herjax": herjax_step, "herjax, in one": herjax_in_one}
+    makers = {"herjax": herjax_step, "herjax, in one": herjax_in_one, "JAX alone": jax_step}
     makers |= {"cpprb": cpprb_step} if "cpprb" in installed else {}
     makers |= {"Stable-Baselines3": sb3_step} if "stable_baselines3" in installed else {}
+    rows = measure({system: make(config) for system, make in makers.items()}, config, settings)
     names = (*CALLS, "one step")
     print(f"{'us':>18}" + "".join(f"{name:>18}" for name in names))
-    rows = {}
-    for system, make in makers.items():
-        rows[system] = measure(make(config), config, settings)
-        print(f"{system:>18}" + "".join(f"{rows[system].get(name, float('nan')):18.1f}" for name in names), flush=True)
+    for system, row in rows.items():
+        print(f"{system:>18}" + "".join(f"{row.get(name, float('nan')):18.1f}" for name in names))
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     settings.out.write_text(json.dumps({**versions(installed), "microseconds": rows}, indent=1))
 

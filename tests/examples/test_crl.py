@@ -90,6 +90,35 @@ def test_the_actor_learns_nothing_of_the_critic(key: jax.Array) -> None:
     assert gradients.log_temperature != 0
 
 
+def test_half_of_the_actors_goals_are_others(key: jax.Array) -> None:
+    """Where an action's own score is all that counts, it is that of the own goal for one half, of one far off for the other."""
+    loop, _ = filled(TINY, key)
+    batch = herjax.sample(loop.buffer, key, TINY.batch_size, hindsight_ratio=1.0)
+    params = loop.params._replace(log_temperature=jnp.float32(-100))
+    own, others = np.asarray(batch.goal.goal), np.asarray(batch.goal.goal)[[(i - 4) % 8 for i in range(8)]]
+    goal = np.where(np.arange(8)[:, None] % 2 == 0, own, others)
+    assert (goal[1::2] != own[1::2]).any(axis=-1).all()
+    action, _ = crl.draw_action(*crl.policy(TINY, params, batch.transition.observation, goal, 2), key)
+    states = crl.represent(TINY, params, batch.transition.observation, action)
+    scores = -np.linalg.norm(np.asarray(states) - np.asarray(crl.represent_goal(TINY, params, goal)), axis=-1)
+    np.testing.assert_allclose(crl.actor_loss(TINY, params, batch, key), -scores.mean(), rtol=1e-4)
+
+
+def test_priorities_are_how_far_goals_are(key: jax.Array) -> None:
+    """After an update, what it drew is drawn in proportion to the distance between its goal and what it achieved."""
+    loop, _ = filled(TINY, key)
+    batch = herjax.sample(loop.buffer, jax.random.split(key)[0], TINY.batch_size, hindsight_ratio=1.0)
+    after, _ = crl.update(TINY, loop, key)
+    apart = np.linalg.norm(np.asarray(batch.goal.goal - batch.transition.achieved_goal), axis=-1)
+    expected = {index: distance + 0.01 for index, distance in zip(batch.indices.tolist(), apart, strict=True)}
+    many = herjax.sample(after.buffer, key, 20_000, hindsight_ratio=1.0)
+    drawn = dict(zip(many.indices.tolist(), many.probabilities.tolist(), strict=True))
+    assert len(set(expected) & set(drawn)) >= 5
+    ratios = [drawn[index] / expected[index] for index in expected if index in drawn]
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-4)
+    assert np.ptp(list(expected.values())) > 0.05, "they differ"
+
+
 def test_no_key_is_used_twice_in_the_whole_training() -> None:
     """From the first parameter to the last evaluation the key-reuse checker finds nothing; losses are finite."""
     with jax.debug_key_reuse(True):
@@ -100,7 +129,7 @@ def test_no_key_is_used_twice_in_the_whole_training() -> None:
 
 @pytest.mark.slow
 def test_it_reaches_without_a_reward() -> None:
-    """In 48,000 steps two seeds reach four of five goals of PlanarReach."""
+    """In 192,000 steps two seeds reach four of five goals of PlanarReach."""
     config = dataclasses.replace(crl.Config(), task="reach", cycles=60, eval_every=20, progress=False)
     metrics = jax.jit(jax.vmap(partial(crl.train, config)))(jax.random.split(jax.random.key(0), 2))
     assert metrics["success_rate"][:, -1].min() >= 0.8
