@@ -202,6 +202,7 @@ def update(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]
 
     gradients, critic = jax.grad(loss, has_aux=True)(loop.params)
     updates, opt_state = optax.adam(config.learning_rate).update(gradients, loop.opt_state)
+    # Losses are not weighed by batch.weights: what moves little is meant to count less.
     apart = jnp.linalg.norm(batch.goal.goal - batch.transition.achieved_goal, axis=-1)
     buffer = herjax.update_priorities(loop.buffer, batch.indices, apart)
     return Loop(optax.apply_updates(loop.params, updates), opt_state, buffer), critic
