@@ -1,13 +1,14 @@
 """Contrastive RL (Eysenbach et al. 2022, arXiv:2206.07568; JaxGCRL, Bortkiewicz et al. 2024, arXiv:2408.11052) on herjax.
 
 There is no reward. A critic learns which states follow which: it scores a state and an action by the distance of their
-representation to that of a goal, and is trained to tell the state that came later in the same episode from those of other
-episodes. An actor goes where the score is highest. So every goal is a hindsight goal, a future state of the transition's own
-episode, drawn anew for each batch: `relabel="sample"`, `geometric` and `hindsight_ratio=1`. Playing, replay and updates are one
-scan; seeds are vmapped, and shared out among the devices that there are.
+representation to that of a goal, and is trained to tell the goal drawn for it from those of the batch's other transitions. An
+actor goes where the score is highest. So every goal is a hindsight goal, a future state of the transition's own episode, drawn
+anew for each batch: `relabel="sample"`, `geometric` and `hindsight_ratio=1`. Playing, replay and updates are one scan; seeds
+are vmapped, and shared out among the devices that there are.
 
-One thing is not in the papers: priorities. In most episodes the puck is never touched, and from these an actor learns to leave
-it alone. So a transition's priority is how far the goal last drawn for it is from what it achieved itself.
+Two things are not in the papers. Three actions in ten are random. And transitions have priorities: at first the puck is never
+touched in most episodes, and from these an actor learns to leave it alone. So a priority is how far the goal last drawn for a
+transition is from what it achieved itself.
 
 python examples/crl.py                         # learns to push a puck to a goal
 python examples/crl.py --task reach --cycles 60    # moves the disc alone
@@ -183,8 +184,9 @@ def actor_loss(config: Config, params: Params, batch: herjax.Sample, key: jax.Ar
     """
     frozen = jax.lax.stop_gradient(params)
     observation, size = batch.transition.observation, batch.transition.action.shape[-1]
-    goal, far_off = batch.goal.goal, jnp.roll(batch.goal.goal, len(batch.indices) // 2, axis=0)
-    goal = jnp.where(jnp.arange(len(goal))[:, None] % 2 == 1, far_off, goal)
+    # From half the batch away: draws are stratified, and neighbours may be of one episode.
+    goal, others = batch.goal.goal, jnp.roll(batch.goal.goal, len(batch.indices) // 2, axis=0)
+    goal = jnp.where(jnp.arange(len(goal))[:, None] % 2 == 1, others, goal)
     action, log_density = draw_action(*policy(config, params, observation, goal, size), key)
     scores = score(represent(config, frozen, observation, action), represent_goal(config, frozen, goal))
     lacking = config.entropy * size + jax.lax.stop_gradient(log_density)
@@ -202,7 +204,8 @@ def update(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]
 
     gradients, critic = jax.grad(loss, has_aux=True)(loop.params)
     updates, opt_state = optax.adam(config.learning_rate).update(gradients, loop.opt_state)
-    # Losses are not weighed by batch.weights: what moves little is meant to count less.
+    # batch.weights are not used: episodes in which the puck moves are meant to count more. So the critic learns what follows in
+    # the episodes drawn, not in all that were played. A priority is that of one goal, kept until the transition is drawn again.
     apart = jnp.linalg.norm(batch.goal.goal - batch.transition.achieved_goal, axis=-1)
     buffer = herjax.update_priorities(loop.buffer, batch.indices, apart)
     return Loop(optax.apply_updates(loop.params, updates), opt_state, buffer), critic

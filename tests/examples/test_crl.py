@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 from scipy.special import logsumexp
@@ -71,7 +72,7 @@ def test_the_critics_loss_is_symmetric_infonce(key: jax.Array) -> None:
 
 
 def test_densities_are_those_of_squashed_normals(key: jax.Array) -> None:
-    """The logarithm of an action's density is the normal's, less that of tanh's slope; its entropy's gradient has a sign."""
+    """The logarithm of an action's density is the normal's, less that of tanh's slope."""
     mean, log_deviation = jnp.array([[0.3, -1.0]]), jnp.array([[-0.5, -1.5]])
     action, log_density = crl.draw_action(mean, log_deviation, key)
     raw = np.arctanh(np.asarray(action, np.float64))
@@ -79,7 +80,7 @@ def test_densities_are_those_of_squashed_normals(key: jax.Array) -> None:
     np.testing.assert_allclose(log_density, expected.sum(axis=-1), rtol=1e-4)
 
 
-def test_the_actor_learns_nothing_of_the_critic(key: jax.Array) -> None:
+def test_the_actors_loss_leaves_the_critic_alone(key: jax.Array) -> None:
     """The actor's loss moves the actor and the temperature alone."""
     loop, _ = filled(TINY, key)
     batch = herjax.sample(loop.buffer, key, 16, hindsight_ratio=1.0)
@@ -91,7 +92,7 @@ def test_the_actor_learns_nothing_of_the_critic(key: jax.Array) -> None:
 
 
 def test_half_of_the_actors_goals_are_others(key: jax.Array) -> None:
-    """Where an action's own score is all that counts, it is that of the own goal for one half, of one far off for the other."""
+    """Without weight on entropy the loss is minus the mean score: even rows with their own goal, odd ones with one far off."""
     loop, _ = filled(TINY, key)
     batch = herjax.sample(loop.buffer, key, TINY.batch_size, hindsight_ratio=1.0)
     params = loop.params._replace(log_temperature=jnp.float32(-100))
@@ -102,6 +103,47 @@ def test_half_of_the_actors_goals_are_others(key: jax.Array) -> None:
     states = crl.represent(TINY, params, batch.transition.observation, action)
     scores = -np.linalg.norm(np.asarray(states) - np.asarray(crl.represent_goal(TINY, params, goal)), axis=-1)
     np.testing.assert_allclose(crl.actor_loss(TINY, params, batch, key), -scores.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("target", "sign"), [(-10.0, 1), (0.6, -1)])
+def test_the_temperature_falls_where_entropy_is_above_its_target(target: float, sign: int, key: jax.Array) -> None:
+    """Its loss has the gradient of what entropy there is over what is asked for."""
+    config = dataclasses.replace(TINY, entropy=target)
+    loop, _ = filled(config, key)
+    batch = herjax.sample(loop.buffer, key, 16, hindsight_ratio=1.0)
+    gradients = jax.grad(lambda params: crl.actor_loss(config, params, batch, key))(loop.params)
+    assert np.sign(gradients.log_temperature) == sign
+
+
+def test_a_hot_actor_becomes_more_random(key: jax.Array) -> None:
+    """Where entropy is nearly all that counts, a step down the gradient makes actions less likely."""
+    loop, _ = filled(TINY, key)
+    batch = herjax.sample(loop.buffer, key, 16, hindsight_ratio=1.0)
+    params = loop.params._replace(log_temperature=jnp.float32(10))
+    gradients = jax.grad(lambda params: crl.actor_loss(TINY, params, batch, key))(params).actor
+    norm = optax.tree.norm(gradients)
+    stepped = params._replace(actor=jax.tree.map(lambda leaf, by: leaf - 0.01 * by / norm, params.actor, gradients))
+
+    def entropy(params: crl.Params) -> float:
+        return -float(
+            jnp.mean(crl.draw_action(*crl.policy(TINY, params, batch.transition.observation, batch.goal.goal, 2), key)[1])
+        )
+
+    assert entropy(stepped) > entropy(params) + 0.01
+
+
+def test_actions_are_random_as_often_as_asked(key: jax.Array) -> None:
+    """With epsilon 1 actions are uniform in [-1, 1], with 0 the policy's own; a greedy actor draws nothing."""
+    params = crl.start(TINY, key).params
+    seen, goal = jnp.zeros((4000, 8)), jnp.zeros((4000, 2))
+    always, never = (
+        crl.behave(dataclasses.replace(TINY, epsilon=epsilon), params, greedy=False)(seen, goal, key) for epsilon in (1.0, 0.0)
+    )
+    np.testing.assert_allclose(np.std(always, axis=0), 3**-0.5, atol=0.03)
+    own, _ = crl.draw_action(*crl.policy(TINY, params, seen, goal, 2), jax.random.split(key, 3)[0])
+    np.testing.assert_allclose(never, own, atol=1e-6)
+    greedy = crl.behave(TINY, params, greedy=True)
+    np.testing.assert_array_equal(greedy(seen, goal, key), greedy(seen, goal, jax.random.key(1)))
 
 
 def test_priorities_are_how_far_goals_are(key: jax.Array) -> None:
