@@ -30,7 +30,7 @@ import optax
 import flags
 import herjax
 import planar
-from flags import Count, Share, Weight
+from flags import Count, Number, Several, Share, Weight
 from planar import Transition
 
 
@@ -38,11 +38,11 @@ from planar import Transition
 class Config(flags.Flags):
     """Trains a contrastive agent on a planar task."""
 
-    task: planar.Task = "push"  # Push a puck to a goal, or reach it with the disc itself.
+    task: planar.Task = "push"  # Push a puck to a goal, reach it with the disc itself, or with an arm (brax).
     cycles: flags.Stretches = 400  # Cycles of each run; a multiple of eval-every.
     num_envs: Count = 64  # Episodes of a cycle, side by side.
     updates: Count = 80  # Updates of a cycle.
-    batch_size: Count = 256  # Transitions in an update.
+    batch_size: Several = 256  # Transitions in an update; each goal is told from the others.
     capacity: Count = 1_000_000  # Transitions held.
     hidden: flags.Units = (128, 128)  # Units of the hidden layers of actor and encoders.
     representation: Count = 64  # Elements of a representation.
@@ -51,7 +51,7 @@ class Config(flags.Flags):
     priority_exponent: Weight = 1.0  # Alpha; 0: all transitions alike.
     epsilon: Share = 0.3  # Probability of a random action.
     penalty: Weight = 0.1  # Weight of the squared log-sum-exp in the critic's loss.
-    entropy: float = -2.0  # Entropy that the actor is kept at, for each component of an action.
+    entropy: Number = -2.0  # Entropy that the actor is kept at, for each component of an action.
     eval_every: Count = 20  # Cycles between evaluations.
     eval_episodes: Count = 50  # Greedy episodes of an evaluation; a success is at its goal at the end.
     out: Path = Path("results/crl")  # Folder for results.json, success_rate.png, and pictures of the first seed's policy.

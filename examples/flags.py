@@ -15,6 +15,7 @@ STRATEGIES = ("future", "final", "episode", "random")
 
 # What a value must be, given all flags, and what the refusal asks for; of a flag with several values, each.
 Count = Annotated[int, (lambda value, _: value >= 1, "at least 1")]
+Several = Annotated[int, (lambda value, _: value >= 2, "at least 2")]
 Counts = Annotated[tuple[int, ...], (lambda value, _: value >= 1, "numbers >= 1")]
 Stretches = Annotated[
     Count, (lambda value, flags: value % max(flags.eval_every, 1) == 0, "a multiple of --eval-every, {eval_every}")
@@ -25,6 +26,7 @@ Seed = Annotated[int, (lambda value, _: 0 <= value < 2**32, "a number from 0 to 
 Share = Annotated[float, (lambda value, _: 0 <= value <= 1, "a number from 0 to 1")]
 Below1 = Annotated[float, (lambda value, _: 0 <= value < 1, "a number from 0 to 1, but not 1")]
 Weight = Annotated[float, (lambda value, _: 0 <= value < math.inf, "a finite number >= 0")]
+Number = Annotated[float, (lambda value, _: math.isfinite(value), "a finite number")]
 Folder = Annotated[Path | None, (lambda value, _: value is None or not value.is_file(), "a folder, not a file")]
 Ratio = Annotated[
     float | None,

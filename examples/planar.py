@@ -1,5 +1,6 @@
 """The planar tasks: whole episodes, which an agent plays side by side, and pictures of them."""
 
+import importlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from herjax.envs import PlanarPush, PlanarReach
-
-Task: TypeAlias = Literal["push", "reach"]
+Task: TypeAlias = Literal["push", "reach", "reacher"]
 Policy: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """Gives actions [E, A] in [-1, 1] for observations [E, D], goals [E, G] and a key."""
 
@@ -38,7 +37,12 @@ class Episodes(NamedTuple):
 @cache
 def make_env(task: Task) -> tuple[Any, Any]:
     """The environment and its parameters."""
-    env = {"push": PlanarPush, "reach": PlanarReach}[task]()
+    places = {"push": "herjax.envs.PlanarPush", "reach": "herjax.envs.PlanarReach", "reacher": "reacher.Reacher"}
+    module, _, name = places[task].rpartition(".")
+    try:
+        env = getattr(importlib.import_module(module), name)()
+    except ModuleNotFoundError as error:
+        raise ValueError(f'--task is {task}; it needs {error.name}: pip install ".[brax]".') from error
     return env, env.default_params
 
 

@@ -18,6 +18,7 @@ import bitflip
 import contrastive
 import environments
 import herjax
+import python_calls
 import scaling
 import step_cost
 
@@ -153,3 +154,40 @@ def test_contrastive_batches_are_of_the_same_episode(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["contrastive.py", *flags.split(), str(tmp_path / "found.json")])
     contrastive.main()
     assert json.loads((tmp_path / "found.json").read_text())["rows"]["herjax"]["seconds"] > 0
+
+
+def test_every_call_from_python_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each system: an environment step is the calls that it makes, and its share of an episode's end."""
+    out = tmp_path / "calls.json"
+    flags = "--steps 250 --episode-length 5 --capacity 100 --out"
+    monkeypatch.setattr(sys, "argv", ["python_calls.py", *flags.split(), str(out)])
+    python_calls.main()
+    rows = json.loads(out.read_text())["microseconds"]
+    peers = {"cpprb": "cpprb", "Stable-Baselines3": "stable_baselines3"}
+    installed = {system for system, package in peers.items() if importlib.util.find_spec(package) is not None}
+    assert set(rows) == {"herjax", "herjax, in one", "JAX alone"} | installed
+    herjax_row = rows["herjax"]
+    each_step = sum(herjax_row[name] for name in ("add", "sample", "update_priorities"))
+    assert herjax_row["one step"] == pytest.approx(each_step + herjax_row["end_episode"] / 5)
+    assert rows["herjax, in one"]["one step"] == rows["herjax, in one"]["all four"] > rows["JAX alone"]["a call"] > 0
+
+
+def test_calls_from_python_train_as_the_example_does() -> None:
+    """Episodes end where they are said to, and each step draws a batch and updates all of it."""
+    config = dataclasses.replace(CONFIG, batch_size=4)
+    transitions = jax.device_get(jax.vmap(partial(python_calls.transition_at, config))(jnp.arange(12)))
+    for make, end in ((python_calls.herjax_step, "end_episode"), (python_calls.herjax_in_one, "all four")):
+        results: dict[str, list[herjax.BufferState]] = {}
+
+        def timed(name: str, function: Callable[..., object], *arguments: object, into: dict = results) -> object:  # type: ignore[type-arg]
+            result = function(*arguments)
+            kept = result[0] if isinstance(result, tuple) and isinstance(result[0], herjax.BufferState) else result
+            into.setdefault(name, []).append(jax.tree.map(jnp.copy, kept))
+            return result
+
+        step = make(config)
+        for number in range(12):
+            step(timed, number, jax.tree.map(lambda leaf, number=number: leaf[number], transitions), done=number % 5 == 4)
+        last = results.get("update_priorities", results[end])[-1]
+        assert [int(herjax.size(state)) for state in results[end]][-1] == 10, "two episodes of five steps"
+        assert int(jnp.sum(last.num_rejected)) == int(jnp.sum(last.num_dropped)) == 0

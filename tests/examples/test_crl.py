@@ -169,6 +169,20 @@ def test_no_key_is_used_twice_in_the_whole_training() -> None:
     assert metrics["success_rate"].shape == (2,)
 
 
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (["--batch-size", "1"], "--batch-size is 1; give at least 2."),
+        (["--entropy", "nan"], "--entropy is nan; give a finite number."),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(options: list[str], remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The flag, its value and the remedy are named."""
+    with pytest.raises(SystemExit):
+        crl.main(options)
+    assert capsys.readouterr().err.partition(": ")[2] == f"{remedy}\n"
+
+
 @pytest.mark.slow
 def test_it_reaches_without_a_reward() -> None:
     """In 192,000 steps two seeds reach four of five goals of PlanarReach."""
