@@ -143,6 +143,19 @@ def training_settings(config: Flags) -> dict[str, Any]:
     return {"devices": jax.local_device_count()} | settings
 
 
+def kept(file: Path, config: Flags, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `train()` gives, with "config"; from the JSON file, if it holds that of these settings, else it does from now on."""
+    records = json.loads(file.read_text()) if file.exists() else []
+    settings = {name: value for name, value in plain(config).items() if name not in config.not_training}
+    settings = json.loads(json.dumps(settings))  # As they are read.
+    found = next((record for record in records if record["config"] == settings), None)
+    if found is None:
+        found = {"config": settings} | train()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.replace_file(file, json.dumps([*records, found], indent=1))
+    return found
+
+
 def make_writers(config: Flags) -> list[Any]:
     """A TensorBoard writer for each seed, if there is a folder for them."""
     if config.log_dir is None:

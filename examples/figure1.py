@@ -9,7 +9,6 @@ python examples/figure1.py --bits 20 --seeds 8    # one number of bits
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -36,9 +35,9 @@ class Config(flags.Flags):
     """Reproduces Figure 1 of the HER paper."""
 
     bits: flags.Counts = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)  # Numbers of bits; an episode has as many steps.
-    num_goals: tuple[int, ...] = (4, 0)  # Hindsight goals per transition; 0: no HER. Each with each number of bits is a curve.
+    num_goals: tuple[int, ...] = (4, 0)  # Hindsight goals per transition; 0: no HER. Each with each number of bits is a point.
     strategy: str = "future"  # Where hindsight goals come from: future, final, episode or random.
-    seeds: Count = 3  # Independent runs of each curve, vmapped, and shared out among the devices.
+    seeds: Count = 3  # Independent runs of each point, vmapped, and shared out among the devices.
     cycles: flags.Stretches = 3200  # The most cycles of a run; a multiple of eval-every.
     eval_every: Count = 100  # Cycles between evaluations.
     eval_episodes: Count = 1000  # Greedy episodes of an evaluation; what is reported is one more, on fresh episodes.
@@ -66,16 +65,16 @@ class Config(flags.Flags):
 
     @property
     def num_bits(self) -> int:
-        """Of a curve."""
+        """Of a point."""
         return self.bits[0]
 
-    def curves(self) -> "dict[str, Config]":
-        """Each curve of the figure by its name: the same settings, with one number of bits and one of goals."""
-        pairs = {f"{bits}_bits_{goals}_goals": (bits, goals) for goals in self.num_goals for bits in self.bits}
-        return {
-            name: dataclasses.replace(self, bits=(bits,), num_goals=(goals,), checkpoint=self.out / "unfinished" / name)
-            for name, (bits, goals) in pairs.items()
-        }
+    def points(self) -> "list[Config]":
+        """Those of the figure: the same settings, with one number of bits and one of goals."""
+        pairs = [(bits, goals) for goals in self.num_goals for bits in self.bits]
+        return [
+            dataclasses.replace(self, bits=(n,), num_goals=(k,), checkpoint=self.out / "unfinished" / f"{n}_bits_{k}_goals")
+            for n, k in pairs
+        ]
 
 
 class Transition(NamedTuple):
@@ -245,8 +244,8 @@ def is_solved(config: Config, figures: dict[str, Any]) -> bool:
     return rates.shape[1] == 2 and bool(np.all(rates >= config.solved))
 
 
-def run_curve(config: Config) -> dict[str, Any]:
-    """Trains the seeds of one curve until they have solved the task or used up their cycles; returns its figures."""
+def run_point(config: Config) -> dict[str, Any]:
+    """Trains the seeds of one point until they have solved the task or used up their cycles; returns its figures."""
     loops, results = experiment.run(
         config,
         experiment.over_seeds(config, partial(start, config), partial(advance, config)),
@@ -257,30 +256,16 @@ def run_curve(config: Config) -> dict[str, Any]:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), len(jax.tree.leaves(loops.params)[0]))
     final = np.asarray(jax.jit(jax.vmap(partial(success_rate, config)))(loops.params, keys))
     results["updates"] = len(results["eval_steps"]) * config.eval_every * config.updates
-    kept = {name: results[name] for name in ("eval_steps", "updates", "success_rate", "loss", "seconds")}
-    return kept | {"final_success_rate": final[: config.seeds].tolist()}
+    results["success"] = final[: config.seeds].tolist()
+    return {name: results[name] for name in ("eval_steps", "updates", "success_rate", "loss", "seconds", "success")}
 
 
-def recorded(config: Config) -> dict[str, Any]:
-    """What results.json holds, without any curve yet; raises `ValueError` if its runs have other settings."""
-    settings = experiment.training_settings(config)
-    shared = {name: value for name, value in settings.items() if name not in ("bits", "num_goals", "devices")}
-    results = {"config": json.loads(json.dumps(shared)), "device": jax.local_devices()[0].device_kind, "curves": {}}
-    file = config.out / "results.json"
-    before = json.loads(file.read_text()) if file.exists() else results
-    for name, new in results["config"].items():
-        old = before["config"].get(name, new)
-        if old != new:
-            raise ValueError(f"{file} was begun with {name} {old}, and now it is {new}; give the same, or another --out.")
-    return results | {"curves": before["curves"]}
-
-
-def plot(config: Config, curves: dict[str, Any]) -> None:
+def plot(config: Config, found: list[dict[str, Any]]) -> None:
     """Draws success against the number of bits: the mean of the seeds, and the span between the least and the best of them."""
     with experiment.axes(config.out / "figure1.png") as axes:
         for goals in config.num_goals:
-            bits = sorted(config.bits)
-            rates = [curves[f"{n}_bits_{goals}_goals"]["final_success_rate"] for n in bits]
+            curve = [each for each in found if each["config"]["num_goals"] == [goals]]
+            bits, rates = zip(*sorted((each["config"]["bits"][0], each["success"]) for each in curve), strict=True)
             label = f"DQN + HER ({config.strategy}, k = {goals})" if goals else "DQN"
             line = axes.plot(bits, np.mean(rates, axis=1), marker="o", label=label)[0]
             axes.fill_between(bits, np.min(rates, axis=1), np.max(rates, axis=1), color=line.get_color(), alpha=0.2)
@@ -290,20 +275,17 @@ def plot(config: Config, curves: dict[str, Any]) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Trains every curve that is not finished, and shows all of them."""
-    config = flags.parse(Config, recorded, args)
-    results = recorded(config)
-    lines = ["bits   k  success    updates  seconds  each seed"]
-    for name, curve in config.curves().items():
-        if name not in results["curves"]:
-            results["curves"][name] = run_curve(curve)
-            checkpoints.replace_file(config.out / "results.json", json.dumps(results, indent=1))
-            checkpoints.discard(curve.checkpoint)
-        figures, (bits,), (goals,) = results["curves"][name], curve.bits, curve.num_goals
-        rates = figures["final_success_rate"]
-        line = f"{bits:>4} {goals:>3} {np.mean(rates):8.3f} {figures['updates']:>10,} {figures['seconds']:8.1f}  "
+    """Trains every point that is not finished, and shows all of them."""
+    config = flags.parse(Config, Config.points, args)
+    found, lines = [], ["bits   k  success    updates  seconds  each seed"]
+    for point in config.points():
+        figures = experiment.kept(config.out / "results.json", point, partial(run_point, point))
+        checkpoints.discard(point.checkpoint)
+        rates, updates, seconds = (figures[name] for name in ("success", "updates", "seconds"))
+        line = f"{point.num_bits:>4} {point.num_goals[0]:>3} {np.mean(rates):8.3f} {updates:>10,} {seconds:8.1f}  "
         lines.append(line + " ".join(f"{rate:.3f}" for rate in rates))
-    plot(config, results["curves"])
+        found.append(figures)
+    plot(config, found)
     print("\n".join(lines))
     print(f"written {config.out}: results.json, figure1.png")
 

@@ -3,7 +3,7 @@
 Trains bitflip.py or ddpg.py for each strategy and k, seeds vmapped and shared out among the devices, and draws the paper's
 comparison: the highest success, and the success over the whole of training.
 
-python examples/strategies.py                                     # bit-flipping
+python examples/strategies.py                                     # bit-flipping; killed and run again, it goes on
 python examples/strategies.py --task push                         # PlanarPush, with shaped rewards too (section 4.4)
 python examples/strategies.py --flip.num-bits 20 --flip.steps 60000 --num-goals 1 4
 """
@@ -66,15 +66,22 @@ def cells(config: Config) -> list[Cell]:
         found.append(Cell("shaped", {"shaped": True, "num_goals": 0}, 0))
         found.append(Cell("shaped, HER", {"shaped": True}, 0))
     for strategy in config.strategies:
-        found += [Cell(strategy, {"strategy": strategy, "num_goals": k}, k) for k in config.num_goals]
+        # final has one goal, whatever k.
+        found += [
+            Cell(strategy, {"strategy": strategy, "num_goals": 1 if strategy == "final" else k}, k) for k in config.num_goals
+        ]
     return found
 
 
 def success_rates(config: Config, cell: Cell) -> np.ndarray:
     """The success of each seed at each evaluation, float [seeds, E]."""
     training, program = dataclasses.replace(config.training, **cell.changes), ddpg if config.task == "push" else bitflip
-    seeds = experiment.over_seeds(training, partial(program.start, training), partial(program.advance, training))
-    return np.asarray(experiment.run(training, seeds)[1]["success_rate"])
+
+    def train() -> dict[str, Any]:
+        seeds = experiment.over_seeds(training, partial(program.start, training), partial(program.advance, training))
+        return {"success_rate": experiment.run(training, seeds)[1]["success_rate"]}
+
+    return np.asarray(experiment.kept(config.out / "runs.json", training, train)["success_rate"])
 
 
 def row(cell: Cell, rates: np.ndarray) -> dict[str, Any]:
@@ -122,13 +129,9 @@ def check(config: Config) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Trains everything, prints a line for each strategy and k, and draws them."""
     config = flags.parse(Config, check, args)
-    config.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     print(f"{'strategy':>11} {'k':>3} {'highest':>15} {'over training':>15}")
     for cell in tqdm(cells(config), unit="setting"):
-        if cell.name == "final" and rows[-1]["strategy"] == "final":
-            rows.append(rows[-1] | {"num_goals": cell.num_goals})  # It has one goal, whatever k.
-            continue
         rows.append(row(cell, success_rates(config, cell)))
         figures = (f"{np.mean(rows[-1][name]):8.2f} +- {np.std(rows[-1][name]):.2f}" for name in ("highest", "over_training"))
         tqdm.write(f"{cell.name:>11} {cell.num_goals or '-':>3} {' '.join(figures)}")

@@ -8,7 +8,6 @@ its end; each over the last five evaluations. `-`: the program has no such optio
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from tqdm import tqdm
 import bitflip
 import ddpg
 import flags
-from herjax import checkpoints
 
 Task: TypeAlias = Literal["bits", "push"]
 
@@ -69,11 +67,6 @@ def command(config: Config, task: Task, option: str) -> list[str]:
     return [*PROGRAMS[task].flags.split(), *(word for text in (config.also, option) if text for word in f"--{text}".split())]
 
 
-def name(config: Config, task: Task, option: str) -> str:
-    """What results.json calls it: the whole command, so that other settings are other runs."""
-    return " ".join([task, *command(config, task, option)])
-
-
 def settings(config: Config, task: Task, option: str) -> Any:
     """What the task is trained with; None where its program has no such option."""
     program = PROGRAMS[task]
@@ -86,9 +79,8 @@ def settings(config: Config, task: Task, option: str) -> Any:
     return chosen
 
 
-def train(task: Task, chosen: Any) -> dict[str, Any]:
+def train(module: Any, chosen: Any) -> dict[str, Any]:
     """Success of each seed at each evaluation, [seeds][E], and the seconds of training."""
-    module = PROGRAMS[task].module
     training = experiment.over_seeds(chosen, partial(module.start, chosen), partial(module.advance, chosen))
     results = experiment.run(chosen, training)[1]
     return {name: results[name] for name in ("success_rate", "seconds")}
@@ -105,19 +97,16 @@ def success(rates: Sequence[Sequence[float]]) -> str:
 def main(args: Sequence[str] | None = None) -> None:
     """Trains what is not in results.json, and prints the table."""
     config = flags.parse(Config, lambda config: [settings(config, t, o) for t in config.tasks for o in config.options], args)
-    config.out.mkdir(parents=True, exist_ok=True)
-    file = config.out / "results.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    file, found = config.out / "results.json", {}
     for task, option in tqdm([(task, option) for task in config.tasks for option in config.options], unit="setting"):
-        chosen, key = settings(config, task, option), name(config, task, option)
-        if chosen is not None and key not in results:
-            results[key] = train(task, chosen)
-            checkpoints.replace_file(file, json.dumps(results, indent=1))
+        chosen = settings(config, task, option)
+        if chosen is not None:
+            rates = experiment.kept(file, chosen, partial(train, PROGRAMS[task].module, chosen))["success_rate"]
+            found[task, option] = success(rates)
     print("| | " + " | ".join(PROGRAMS[task].title for task in config.tasks) + " |")
     print("|---" * (1 + len(config.tasks)) + "|")
     for option in config.options:
-        found = [results.get(name(config, task, option)) for task in config.tasks]
-        cells = [success(each["success_rate"]) if each else "-" for each in found]
+        cells = [found.get((task, option), "-") for task in config.tasks]
         print(f"| {f'`--{option}`' if option else 'none'} | " + " | ".join(cells) + " |")
     print(f"written {file}")
 

@@ -16,15 +16,15 @@ from figure1 import Config
 
 TINY = ["--bits", "6", "--num-goals", "4", "--seeds", "2", "--cycles", "60", "--eval-every", "10", "--eval-episodes", "50"]
 TINY += ["--hidden", "32", "--capacity", "4000", "--solved", "2", "--checkpoint-seconds", "0", "--no-progress"]
-CURVE = "6_bits_4_goals"
+POINT = "6_bits_4_goals"
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def curve_of(folder: Path) -> dict[str, object]:
-    """The tiny curve's figures, but for how long it took."""
-    curve = json.loads((folder / "results.json").read_text())["curves"][CURVE]
-    return {name: figure for name, figure in curve.items() if name != "seconds"}
+def figures_of(folder: Path) -> dict[str, object]:
+    """The tiny point's figures, but for how long it took."""
+    (point,) = json.loads((folder / "results.json").read_text())
+    return {name: figure for name, figure in point.items() if name != "seconds"}
 
 
 class Interrupted(Exception):  # noqa: N818 - what happens to a run.
@@ -51,25 +51,31 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, monkeypatch
     monkeypatch.setattr(experiment, "over_seeds", partial(counted, most=3))
     with pytest.raises(Interrupted):
         figure1.main([*TINY, "--out", str(cut)])
-    assert list((cut / "unfinished" / CURVE).iterdir())
+    assert list((cut / "unfinished" / POINT).iterdir())
     monkeypatch.setattr(experiment, "over_seeds", partial(counted, most=100))
     figure1.main([*TINY, "--out", str(cut)])
     assert calls == [0, 1, 2, 3, 4, 5], "the first half was not trained again"
-    assert curve_of(cut) == curve_of(whole)
-    assert len(curve_of(whole)["eval_steps"]) == 6
-    assert np.mean(np.asarray(curve_of(whole)["success_rate"])[:, -1]) > 0.9, "it learns"
-    assert not (cut / "unfinished" / CURVE).exists()
+    assert figures_of(cut) == figures_of(whole)
+    assert len(figures_of(whole)["eval_steps"]) == 6
+    assert np.mean(np.asarray(figures_of(whole)["success_rate"])[:, -1]) > 0.9, "it learns"
+    assert not (cut / "unfinished" / POINT).exists()
     assert (cut / "figure1.png").stat().st_size > 10_000
 
 
-def test_runs_of_other_settings_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Results begun with another discount are refused, with both values named; they stay as they are."""
-    text = json.dumps({"config": {"discount": 0.5, "bits": [3]}, "curves": {CURVE: {}}})
-    (tmp_path / "results.json").write_text(text)
-    with pytest.raises(SystemExit):
-        figure1.main([*TINY, "--out", str(tmp_path)])
-    assert "discount 0.5, and now it is 0.98; give the same, or another --out" in capsys.readouterr().err
-    assert (tmp_path / "results.json").read_text() == text
+def test_runs_of_other_settings_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained with another discount stays beside the new; what was trained with the same is not trained again."""
+    trained = []
+
+    def run_point(config: Config) -> dict[str, object]:
+        trained.append((config.num_bits, config.discount))
+        return {"success": [config.discount, 1.0], "updates": 1, "seconds": 1.0}
+
+    monkeypatch.setattr(figure1, "run_point", run_point)
+    for more in (["--discount", "0.5"], [], ["--bits", "5", "6"], ["--discount", "0.5"], ["--progress"]):
+        figure1.main([*TINY, *more, "--out", str(tmp_path)])
+    assert trained == [(6, 0.5), (6, 0.98), (5, 0.98)]
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert [(each["config"]["bits"], each["success"][0]) for each in records] == [([6], 0.5), ([6], 0.98), ([5], 0.98)]
 
 
 def test_episodes_go_on_past_their_goal() -> None:
@@ -138,10 +144,10 @@ def test_a_run_is_solved_when_every_seed_is_twice() -> None:
 def test_only_hindsight_solves_15_bits(tmp_path: Path) -> None:
     """In the paper's setting three seeds solve 15 bits with HER, and none does without it in ten times as many updates."""
     figure1.main(["--bits", "15", "--cycles", "2400", "--out", str(tmp_path), "--no-progress"])
-    curves = json.loads((tmp_path / "results.json").read_text())["curves"]
-    assert min(curves["15_bits_4_goals"]["final_success_rate"]) >= 0.98
-    assert curves["15_bits_4_goals"]["updates"] <= 600 * 40
-    assert max(curves["15_bits_0_goals"]["final_success_rate"]) <= 0.05
+    with_her, without = json.loads((tmp_path / "results.json").read_text())
+    assert min(with_her["success"]) >= 0.98
+    assert with_her["updates"] <= 600 * 40
+    assert max(without["success"]) <= 0.05
 
 
 def test_learning_rate_falls_in_the_second_half() -> None:

@@ -48,6 +48,11 @@ def test_each_strategy_is_trained_with_each_k(
     assert rows[0]["highest"] == [0.0, 0.0]
     assert (tmp_path / "strategies.png").stat().st_size > 10_000
     assert "0.55 +- 0.05" in capsys.readouterr().out
+    number = len(trained)
+    strategies.main([*FLAGS, "--num-goals", "1", "4", "8", "--out", str(tmp_path)])
+    assert trained[number:] == [("future", 8), ("episode", 8), ("random", 8)], "what was trained is not trained again"
+    strategies.main([*FLAGS[:-1], "3", "--strategies", "final", "--num-goals", "1", "--out", str(tmp_path)])
+    assert trained[number + 3 :] == [("future", 0), ("final", 1)], "but of other seeds it is"
 
 
 def test_pushing_is_compared_to_shaped_rewards_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +61,7 @@ def test_pushing_is_compared_to_shaped_rewards_too(tmp_path: Path, monkeypatch: 
 
     def run(config: ddpg.Config, _: experiment.Training) -> tuple[None, dict[str, object]]:
         trained.append((config.strategy, config.num_goals, config.shaped))
-        return None, {"success_rate": np.full((5, 5), 0.5)}
+        return None, {"success_rate": [[0.5] * 5] * 5}
 
     monkeypatch.setattr(experiment, "over_seeds", lambda *_: None)
     monkeypatch.setattr(experiment, "run", run)
