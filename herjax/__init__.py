@@ -28,9 +28,9 @@ from types import ModuleType
 from herjax.buffer import add, discard, end_episode, init
 from herjax.invariants import check
 from herjax.prioritized import update_priorities
-from herjax.relabel import geometric, mixture
 from herjax.sampling import Sample, sample
 from herjax.state import BufferState, after, can_sample, size
+from herjax.strategies import geometric, mixture
 from herjax.version import __version__
 
 

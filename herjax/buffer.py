@@ -10,9 +10,9 @@ from herjax.config import Config
 from herjax.faults import reported
 from herjax.hindsight import Visits
 from herjax.lanes import Steps, for_each_step, materialized, written_after
-from herjax.relabel import Goal, GoalFn, Mixture, RewardFn, StrategyFn, TerminatedFn, Transition, as_mixture
 from herjax.rows import Layout, Pytree
 from herjax.state import BufferState, after, config_of, count, empty, row_at, seen
+from herjax.strategies import Goal, GoalFn, Mixture, RewardFn, StrategyFn, TerminatedFn, Transition, as_mixture
 
 
 def init(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from herjax import checks
-from herjax.relabel import Function, Goal, GoalFn, Mixture, RewardFn, TerminatedFn, as_mixture
 from herjax.rows import INT32_MAX, Layout, Pytree
+from herjax.strategies import Function, Goal, GoalFn, Mixture, RewardFn, TerminatedFn, as_mixture
 
 
 class Copy(NamedTuple):

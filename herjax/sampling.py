@@ -10,8 +10,8 @@ from herjax import checks, hindsight, prioritized
 from herjax.config import Config, Copy
 from herjax.faults import reported
 from herjax.lanes import materialized
-from herjax.relabel import Goal, Transition
 from herjax.state import BufferState, can_sample, config_of, held_row, row_of_step, scale, size
+from herjax.strategies import Goal, Transition
 
 
 class Sample(NamedTuple):

@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 import herjax
 from distributions import WITHIN_EPISODE, name_of, past
-from herjax.relabel import Mixture
+from herjax.strategies import Mixture
 from numbered import make, reached, reward
 from oracle import Distribution, Episode, Oracle
 

@@ -1,6 +1,6 @@
-"""Hindsight relabelling (Andrychowicz et al. 2017, arXiv:1707.01495, section 3.4): which achieved goal to have wanted.
+"""Strategies: which achieved goal to have wanted (Andrychowicz et al. 2017, arXiv:1707.01495, section 3.4).
 
-Knows episodes and goals, and nothing of how a buffer stores them.
+They know episodes and goals, and nothing of how a buffer stores them.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from herjax import checks
-from herjax.faults import reported
 from herjax.rows import Pytree
 
 Transition: TypeAlias = Pytree
@@ -30,8 +29,6 @@ PlaceFn: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 RANDOM = "random"
 """The one source whose goals come from other episodes too, so that the buffer has to draw them."""
-
-_BELOW_ONE = 1 - 2.0**-24  # The largest float32 below 1.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -243,64 +240,6 @@ class _Geometric:
 
 _NAMED = (Quantile("future", _future), Quantile("episode", _episode, looks_ahead=False), Quantile("final", _final))
 STRATEGIES: dict[str, Source] = {strategy.name: strategy for strategy in _NAMED}
-
-
-def goal_steps(
-    strategy: Mixture, key: jax.Array, step: jax.Array, length: jax.Array, valid: jax.Array, *, num_goals: int
-) -> tuple[jax.Array, jax.Array]:
-    """Draws the steps whose achieved goals become hindsight goals.
-
-    One that a user's function names outside the episode is clipped into it, and named under checkify.
-
-    Args:
-      strategy: names the step whose goal to take.
-      key: used up.
-      step: int32 [n], the steps that goals are for.
-      length: int32 [n], steps in the episode of each.
-      valid: bool [n], whether there is such a step; what is drawn for another means nothing, but lies in `0 .. length - 1` too.
-      num_goals: goals drawn per step.
-
-    Returns:
-      The steps, int32 [n, num_goals]; and, bool [n, num_goals], which goals come from anywhere instead.
-    """
-    shape = (*step.shape, num_goals)
-    steps, anywhere = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.bool_)
-    alone = len(strategy.shares) == 1
-    key_number, key_call = (key, key) if alone else jax.random.split(key)
-    number = steps.astype(jnp.float32)
-    if not alone or isinstance(strategy.sources[0], Quantile):
-        # Says which source, and then which step. Drawn flat: XLA compiles that faster.
-        number = jax.random.uniform(key_number, (math.prod(shape),), jnp.float32).reshape(shape)
-    low = 0.0
-    for place, (source, share) in enumerate(strategy.shares):
-        high = math.inf if place == len(strategy.shares) - 1 else low + share
-        chosen = jnp.bool_(True) if alone else (number >= low) & (number < high)
-        if isinstance(source, Quantile):
-            quantile = number if alone else jnp.clip((number - low) / share, 0, _BELOW_ONE)
-            drawn = jax.vmap(jax.vmap(source.place, (0, None, None)))(quantile, step, length)
-            drawn = jnp.clip(drawn, 0, length[:, None] - 1)
-        elif isinstance(source, Function):
-            keys = jax.random.split(jax.random.fold_in(key_call, place), shape)
-            drawn = jax.vmap(jax.vmap(source, (0, None, None)))(keys, step, length)
-            drawn = _clipped(drawn, length, chosen & valid[:, None])
-        else:
-            drawn, anywhere = steps, anywhere | chosen
-        steps = jnp.where(chosen, drawn, steps)
-        low = high
-    return steps, anywhere
-
-
-def _clipped(drawn: jax.Array, length: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Goal steps that a user's function drew, int [n, k], clipped into their episodes: int32 [n, k]."""
-    inside = jnp.clip(drawn, 0, length[:, None] - 1)
-    fault = (inside != drawn) & chosen
-    return reported(
-        inside.astype(jnp.int32),
-        ~jnp.any(fault),
-        "strategy: it returned goal_step {goal_step}, outside the episode of length {length}; it was clipped into it",
-        goal_step=drawn.ravel()[jnp.argmax(fault)],
-        length=length[jnp.argmax(jnp.any(fault, axis=1))],
-    )
 
 
 def _below(bound: jax.Array, quantile: jax.Array) -> jax.Array:
