@@ -12,6 +12,7 @@ transition is from what it achieved itself.
 
 python examples/crl.py                         # learns to push a puck to a goal
 python examples/crl.py --task reach --cycles 60    # moves the disc alone
+python examples/crl.py --task reacher          # brax's arm, after pip install ".[brax]"
 """
 
 import dataclasses
@@ -38,11 +39,11 @@ from planar import Transition
 class Config(flags.Flags):
     """Trains a contrastive agent on a planar task."""
 
-    task: planar.Task = "push"  # Push a puck to a goal, reach it with the disc itself, or with an arm (brax).
+    task: planar.Task = "push"  # push: a puck to a goal; reach: the disc itself; reacher: an arm's tip (brax).
     cycles: flags.Stretches = 400  # Cycles of each run; a multiple of eval-every.
     num_envs: Count = 64  # Episodes of a cycle, side by side.
     updates: Count = 80  # Updates of a cycle.
-    batch_size: Several = 256  # Transitions in an update; each goal is told from the others.
+    batch_size: Several = 256  # Transitions in an update; the critic tells each goal from the others of its batch.
     capacity: Count = 1_000_000  # Transitions held.
     hidden: flags.Units = (128, 128)  # Units of the hidden layers of actor and encoders.
     representation: Count = 64  # Elements of a representation.

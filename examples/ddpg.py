@@ -58,7 +58,7 @@ class AgentConfig(flags.HindsightFlags):
 class Config(AgentConfig):
     """Trains DDPG with Hindsight Experience Replay on a planar task."""
 
-    task: planar.Task = "push"  # Push a puck to a goal, reach it with the disc itself, or with an arm (brax).
+    task: planar.Task = "push"  # push: a puck to a goal; reach: the disc itself; reacher: an arm's tip (brax).
     shaped: bool = False  # Whether rewards are minus the squared distance to the goal, and not sparse.
     out: Path = Path("results/ddpg")  # Folder for results.json, success_rate.png, and pictures of the first seed's policy.
 

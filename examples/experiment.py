@@ -9,9 +9,11 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(CORES))
 
 import contextlib
+import dataclasses
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from flags import Flags, plain, refuse
+from flags import AnyFlags, Flags, counted, plain, refuse
 from herjax import checkpoints
 
 
@@ -139,21 +141,33 @@ def restore(config: Flags, loop: Any) -> tuple[Any, dict[str, Any]]:
 
 def training_settings(config: Flags) -> dict[str, Any]:
     """What a run must go on with; on other devices its seeds would be shared out, and rounded, differently."""
-    settings = {name: value for name, value in vars(config).items() if name not in config.not_training}
-    return {"devices": jax.local_device_count()} | settings
+    return {"devices": jax.local_device_count()} | counted(config)
 
 
-def kept(file: Path, config: Flags, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `train()` gives, with "config"; from the JSON file, if it holds that of these settings, else it does from now on."""
-    records = json.loads(file.read_text()) if file.exists() else []
-    settings = {name: value for name, value in plain(config).items() if name not in config.not_training}
-    settings = json.loads(json.dumps(settings))  # As they are read.
-    found = next((record for record in records if record["config"] == settings), None)
+def kept(folder: Path, config: AnyFlags, train: Callable[[AnyFlags], dict[str, Any]]) -> dict[str, Any]:
+    """The results of `train(config)`, and "config": read from the folder's runs.json, or else trained, and added to it.
+
+    What is trained has a checkpoint in the folder until it is finished, so that a run that is killed goes on. How many devices
+    there were does not count here, although seeds that are shared out otherwise are rounded otherwise.
+    """
+    file, settings = folder / "runs.json", counted(config)
+    unfinished = folder / "unfinished" / f"{zlib.crc32(json.dumps(settings).encode()):08x}"
+    found = next((record for record in read_records(file) if record["config"] == settings), None)
     if found is None:
-        found = {"config": settings} | train()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        checkpoints.replace_file(file, json.dumps([*records, found], indent=1))
+        found = {"config": settings} | train(dataclasses.replace(config, checkpoint=unfinished))
+        folder.mkdir(parents=True, exist_ok=True)
+        # Read again: another process may have added to it in the meantime.
+        checkpoints.replace_file(file, json.dumps([*read_records(file), found], indent=1))
+    checkpoints.discard(unfinished)
     return found
+
+
+def read_records(file: Path) -> list[Any]:
+    """What `kept` has written; nothing if there is no such file."""
+    records = json.loads(file.read_text()) if file.exists() else []
+    if not isinstance(records, list):
+        refuse(f"{file} is of another program; give another --out.")
+    return records
 
 
 def make_writers(config: Flags) -> list[Any]:

@@ -26,7 +26,6 @@ import tyro
 import flags
 import herjax
 from flags import Count, Share, Weight
-from herjax import checkpoints
 from herjax.envs import BitFlip
 
 
@@ -54,7 +53,7 @@ class Config(flags.Flags):
     epsilon: Share = 0.2  # Probability of a random action.
     shared: bool = False  # Whether the network has the same weights for every bit.
     double: bool = False  # Whether targets are those of Double Q-learning.
-    out: Path = Path("results/figure1")  # Folder for results.json, figure1.png and what a killed run needs to go on.
+    out: Path = Path("results/figure1")  # Folder for runs.json, figure1.png and what a killed run needs to go on.
     checkpoint: tyro.conf.Suppress[Path | None] = None
     checkpoint_seconds: Weight = 60.0  # Time between checkpoints, at least; they are made after evaluations.
 
@@ -69,12 +68,8 @@ class Config(flags.Flags):
         return self.bits[0]
 
     def points(self) -> "list[Config]":
-        """Those of the figure: the same settings, with one number of bits and one of goals."""
-        pairs = [(bits, goals) for goals in self.num_goals for bits in self.bits]
-        return [
-            dataclasses.replace(self, bits=(n,), num_goals=(k,), checkpoint=self.out / "unfinished" / f"{n}_bits_{k}_goals")
-            for n, k in pairs
-        ]
+        """One for each point of the figure: the same settings, with one number of bits and one of goals."""
+        return [dataclasses.replace(self, bits=(bits,), num_goals=(k,)) for k in self.num_goals for bits in self.bits]
 
 
 class Transition(NamedTuple):
@@ -257,7 +252,8 @@ def run_point(config: Config) -> dict[str, Any]:
     final = np.asarray(jax.jit(jax.vmap(partial(success_rate, config)))(loops.params, keys))
     results["updates"] = len(results["eval_steps"]) * config.eval_every * config.updates
     results["success"] = final[: config.seeds].tolist()
-    return {name: results[name] for name in ("eval_steps", "updates", "success_rate", "loss", "seconds", "success")}
+    names = ("eval_steps", "updates", "success_rate", "loss", "success", "seconds", "device", "devices")
+    return {name: results[name] for name in names}
 
 
 def plot(config: Config, found: list[dict[str, Any]]) -> None:
@@ -274,20 +270,27 @@ def plot(config: Config, found: list[dict[str, Any]]) -> None:
         axes.legend()
 
 
+def try_out(config: Config) -> None:
+    """Raises `ValueError` if a point cannot be trained, or there is none."""
+    for name in ("bits", "num_goals"):
+        flags.require(config, name, len(getattr(config, name)) > 0, "at least one number")
+    for point in config.points():
+        jax.eval_shape(partial(start, point), jax.random.key(0))
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Trains every point that is not finished, and shows all of them."""
-    config = flags.parse(Config, Config.points, args)
+    config = flags.parse(Config, try_out, args)
     found, lines = [], ["bits   k  success    updates  seconds  each seed"]
     for point in config.points():
-        figures = experiment.kept(config.out / "results.json", point, partial(run_point, point))
-        checkpoints.discard(point.checkpoint)
+        figures = experiment.kept(config.out, point, run_point)
         rates, updates, seconds = (figures[name] for name in ("success", "updates", "seconds"))
         line = f"{point.num_bits:>4} {point.num_goals[0]:>3} {np.mean(rates):8.3f} {updates:>10,} {seconds:8.1f}  "
         lines.append(line + " ".join(f"{rate:.3f}" for rate in rates))
         found.append(figures)
     plot(config, found)
     print("\n".join(lines))
-    print(f"written {config.out}: results.json, figure1.png")
+    print(f"written {config.out}: runs.json, figure1.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Flags that several programs have, what they may be, and how a bad one is refused: in one line, with what to give instead."""
 
 import dataclasses
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -126,6 +127,13 @@ def describe_goals(flags: HindsightFlags) -> str:
         return "without HER"
     share = f"k = {flags.num_goals}" if flags.hindsight_ratio is None else f"ratio {flags.hindsight_ratio}"
     return f"HER {flags.strategy}, {share}"
+
+
+def counted(flags: Flags) -> dict[str, Any]:
+    """Those that decide what is learned, as JSON brings them back."""
+    settings = {name: value for name, value in vars(flags).items() if name not in flags.not_training}
+    read: dict[str, Any] = json.loads(json.dumps(settings))
+    return read
 
 
 def plain(flags: Any) -> dict[str, Any]:

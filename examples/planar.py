@@ -1,6 +1,5 @@
 """The planar tasks: whole episodes, which an agent plays side by side, and pictures of them."""
 
-import importlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+
+from herjax.envs import PlanarPush, PlanarReach
 
 Task: TypeAlias = Literal["push", "reach", "reacher"]
 Policy: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -37,12 +38,14 @@ class Episodes(NamedTuple):
 @cache
 def make_env(task: Task) -> tuple[Any, Any]:
     """The environment and its parameters."""
-    places = {"push": "herjax.envs.PlanarPush", "reach": "herjax.envs.PlanarReach", "reacher": "reacher.Reacher"}
-    module, _, name = places[task].rpartition(".")
-    try:
-        env = getattr(importlib.import_module(module), name)()
-    except ModuleNotFoundError as error:
-        raise ValueError(f'--task is {task}; it needs {error.name}: pip install ".[brax]".') from error
+    if task != "reacher":
+        env: Any = PlanarPush() if task == "push" else PlanarReach()
+    else:
+        try:
+            from reacher import Reacher  # noqa: PLC0415 - only where asked for.
+        except ModuleNotFoundError as error:
+            raise ValueError(f'--task is {task}; it needs {error.name}: pip install ".[brax]".') from error
+        env = Reacher()
     return env, env.default_params
 
 

@@ -15,7 +15,7 @@ from gymnax.environments import spaces
 from herjax.envs.table import Observation, Table, TableParams, TableState, observe, table_space
 
 REACH = 0.2
-"""Metres from the shoulder of the farthest goal: the unit of length here. The arm is 1.05 long."""
+"""The farthest goal's distance from the shoulder, in metres: the unit of length here. The arm is 1.05 units long."""
 
 
 @struct.dataclass
@@ -28,20 +28,20 @@ class ReacherState(TableState):
 class Reacher(Table[ReacherState, TableParams]):
     """brax's Reacher with its spring backend. As in the other planar tasks, the reward is -1, and 0 within the tolerance.
 
-    Observed, float32 [8]: cosines and sines of the joints, velocity and position of the tip. A goal is a position of the tip.
-    An action, float32 [2] in [-1, 1], is the joints' torques.
+    Observed, float32 [8]: cosines and sines of the joints' angles, the tip's velocity in m/s, and its position in units of
+    `REACH`. A goal is a position of the tip. An action, float32 [2] in [-1, 1], is the joints' torques.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Computed at once, even if what makes the environment is being compiled.
+        # Concrete arrays even when called under jit: `planar.make_env` keeps what it makes.
         with warnings.catch_warnings(), jax.ensure_compile_time_eval():
             warnings.filterwarnings("ignore", "Brax System", UserWarning)  # It is not maintained.
             self.env = envs.get_environment("reacher", backend="spring")
 
     @property
     def default_params(self) -> TableParams:
-        """Episodes of 50 steps, as Gymnasium's; a tolerance of 5 cm, as in JaxGCRL's Reacher."""
+        """Episodes of 50 steps, as Gymnasium's; a tolerance of 5 cm, as in JaxGCRL's Reacher. `max_speed` is not used."""
         return TableParams(tolerance=0.05 / REACH)
 
     def step_env(
@@ -64,6 +64,10 @@ class Reacher(Table[ReacherState, TableParams]):
         del params, key
         joints, _, velocity, _ = jnp.split(state.arm.obs, (4, 6, 8))
         return observe(jnp.concatenate([joints, velocity, state.hand]), state.hand, state.goal)
+
+    def action_space(self, params: TableParams | None = None) -> spaces.Box:
+        """The torques of shoulder and elbow, as shares of the motors' strength."""
+        return super().action_space(params)
 
     @property
     def name(self) -> str:

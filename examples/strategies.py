@@ -3,7 +3,7 @@
 Trains bitflip.py or ddpg.py for each strategy and k, seeds vmapped and shared out among the devices, and draws the paper's
 comparison: the highest success, and the success over the whole of training.
 
-python examples/strategies.py                                     # bit-flipping; killed and run again, it goes on
+python examples/strategies.py                                     # bit-flipping; run again, it trains what is missing
 python examples/strategies.py --task push                         # PlanarPush, with shaped rewards too (section 4.4)
 python examples/strategies.py --flip.num-bits 20 --flip.steps 60000 --num-goals 1 4
 """
@@ -40,10 +40,10 @@ class Config:
     )  # How bits are flipped; its strategy, num_goals and out are not used.
     push: ddpg.Config = dataclasses.field(
         default_factory=lambda: ddpg.Config(progress=False)
-    )  # How a puck is pushed; its strategy, num_goals, shaped and out are not used.
+    )  # How a puck is pushed; its shaped and out are not used, its strategy and num_goals with shaped rewards alone.
     strategies: tuple[str, ...] = flags.STRATEGIES  # What is compared.
     num_goals: flags.Counts = (1, 2, 4, 8, 16)  # Hindsight goals per transition; final always has one, whatever their number.
-    out: Path = Path("results/strategies")  # Folder for strategies.json and strategies.png.
+    out: Path = Path("results/strategies")  # Folder for runs.json, strategies.json and strategies.png.
 
     @property
     def training(self) -> bitflip.Config | ddpg.Config:
@@ -75,13 +75,14 @@ def cells(config: Config) -> list[Cell]:
 
 def success_rates(config: Config, cell: Cell) -> np.ndarray:
     """The success of each seed at each evaluation, float [seeds, E]."""
-    training, program = dataclasses.replace(config.training, **cell.changes), ddpg if config.task == "push" else bitflip
+    program = ddpg if config.task == "push" else bitflip
 
-    def train() -> dict[str, Any]:
+    def train(training: Any) -> dict[str, Any]:
         seeds = experiment.over_seeds(training, partial(program.start, training), partial(program.advance, training))
-        return {"success_rate": experiment.run(training, seeds)[1]["success_rate"]}
+        results = experiment.run(training, seeds)[1]
+        return {name: results[name] for name in ("success_rate", "seconds", "device", "devices")}
 
-    return np.asarray(experiment.kept(config.out / "runs.json", training, train)["success_rate"])
+    return np.asarray(experiment.kept(config.out, dataclasses.replace(config.training, **cell.changes), train)["success_rate"])
 
 
 def row(cell: Cell, rates: np.ndarray) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def check(config: Config) -> None:
             f"there are {config.training.evaluations} evaluations; train longer or evaluate more often: {MEAN_OF} at least."
         )
     if config.training.checkpoint is not None:
-        raise ValueError(f"--{config.task}.checkpoint keeps one setting's training; leave it out.")
+        raise ValueError(f"--{config.task}.checkpoint is for one setting; leave it out: each has its own.")
 
 
 def main(args: Sequence[str] | None = None) -> None:

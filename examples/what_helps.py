@@ -1,6 +1,6 @@
 """What helps: each option alone beside the defaults, on bit-flipping with 20 bits and on PlanarPush, as one table.
 
-python examples/what_helps.py                                  # killed and run again, it goes on where it was
+python examples/what_helps.py                                  # run again, it trains what is not trained yet
 python examples/what_helps.py --tasks push --options "" "num-steps 3" "relabel sample --hindsight-ratio 0.5"
 
 Success of greedy episodes, mean and standard deviation of five seeds: after a third, half and two thirds of training, and at
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import experiment
 
+import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
@@ -59,7 +60,7 @@ class Config:
     tasks: tuple[Task, ...] = ("bits", "push")  # What is trained.
     options: tuple[str, ...] = OPTIONS  # Flags of bitflip.py and ddpg.py, without the first "--"; "": none.
     also: str = ""  # Flags that all have, likewise, such as "seeds 2".
-    out: Path = Path("results/what_helps")  # Folder for results.json.
+    out: Path = Path("results/what_helps")  # Folder for runs.json.
 
 
 def command(config: Config, task: Task, option: str) -> list[str]:
@@ -74,6 +75,8 @@ def settings(config: Config, task: Task, option: str) -> Any:
         return None
     chosen = tyro.cli(program.module.Config, args=command(config, task, option))
     flags.check(chosen)
+    flags.require(chosen, "checkpoint", chosen.checkpoint is None, "none: each setting has its own")
+    jax.eval_shape(partial(program.module.start, chosen), jax.random.key(0))
     if chosen.evaluations * SHARES[0] < MEAN_OF:
         raise ValueError(f"there are {chosen.evaluations} evaluations; give --also more steps, or more of them: 15 at least.")
     return chosen
@@ -83,7 +86,7 @@ def train(module: Any, chosen: Any) -> dict[str, Any]:
     """Success of each seed at each evaluation, [seeds][E], and the seconds of training."""
     training = experiment.over_seeds(chosen, partial(module.start, chosen), partial(module.advance, chosen))
     results = experiment.run(chosen, training)[1]
-    return {name: results[name] for name in ("success_rate", "seconds")}
+    return {name: results[name] for name in ("success_rate", "seconds", "device", "devices")}
 
 
 def success(rates: Sequence[Sequence[float]]) -> str:
@@ -97,18 +100,18 @@ def success(rates: Sequence[Sequence[float]]) -> str:
 def main(args: Sequence[str] | None = None) -> None:
     """Trains what is not in results.json, and prints the table."""
     config = flags.parse(Config, lambda config: [settings(config, t, o) for t in config.tasks for o in config.options], args)
-    file, found = config.out / "results.json", {}
+    found = {}
     for task, option in tqdm([(task, option) for task in config.tasks for option in config.options], unit="setting"):
         chosen = settings(config, task, option)
         if chosen is not None:
-            rates = experiment.kept(file, chosen, partial(train, PROGRAMS[task].module, chosen))["success_rate"]
+            rates = experiment.kept(config.out, chosen, partial(train, PROGRAMS[task].module))["success_rate"]
             found[task, option] = success(rates)
     print("| | " + " | ".join(PROGRAMS[task].title for task in config.tasks) + " |")
     print("|---" * (1 + len(config.tasks)) + "|")
     for option in config.options:
         cells = [found.get((task, option), "-") for task in config.tasks]
         print(f"| {f'`--{option}`' if option else 'none'} | " + " | ".join(cells) + " |")
-    print(f"written {file}")
+    print(f"written {config.out}: runs.json")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from herjax import checks, hindsight, prioritized
 from herjax.config import Config
 from herjax.faults import reported
+from herjax.functions import Goal, GoalFn, RewardFn, TerminatedFn, Transition
 from herjax.hindsight import Visits
 from herjax.lanes import Steps, for_each_step, materialized, written_after
 from herjax.rows import Layout, Pytree
 from herjax.state import BufferState, after, config_of, count, empty, row_at, seen
-from herjax.strategies import Goal, GoalFn, Mixture, RewardFn, StrategyFn, TerminatedFn, Transition, as_mixture
+from herjax.strategies import Mixture, StrategyFn, as_mixture
 
 
 def init(

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from herjax import checks
+from herjax.functions import Function, Goal, GoalFn, RewardFn, TerminatedFn
 from herjax.rows import INT32_MAX, Layout, Pytree
-from herjax.strategies import Function, Goal, GoalFn, Mixture, RewardFn, TerminatedFn, as_mixture
+from herjax.strategies import Mixture, as_mixture
 
 
 class Copy(NamedTuple):

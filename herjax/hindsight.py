@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from herjax.config import Config, Copy, Visit
 from herjax.faults import reported
+from herjax.functions import Function, Goal, Transition
 from herjax.lanes import materialized
 from herjax.state import BufferState, held_row, row_of_step, scale, size
-from herjax.strategies import RANDOM, Function, Goal, Mixture, Quantile, Transition
+from herjax.strategies import RANDOM, Mixture, Quantile
 
 _BELOW_ONE = 1 - 2.0**-24  # The largest float32 below 1.
 
@@ -71,7 +72,7 @@ def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int) -
     """Draws hindsight goals for each step: rows of `config.goal`, uint32 [n, num_goals, words]."""
     config = state.config
     key_steps, key_anywhere = jax.random.split(key)
-    steps, anywhere = _goal_steps(config.strategy, key_steps, visits.step, visits.length, visits.valid, num_goals=num_goals)
+    steps, anywhere = _goal_steps(config.strategy, key_steps, visits, num_goals)
     sources = row_of_step(config, visits.row[:, None], visits.step[:, None], steps)
     if RANDOM in config.strategy.sources:
         bits = jax.random.bits(key_anywhere, steps.shape, jnp.uint32)  # randint would draw four times as many.
@@ -82,24 +83,16 @@ def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int) -
     return jax.vmap(config.goal.pack)(achieved).reshape(*steps.shape, -1)
 
 
-def _goal_steps(
-    strategy: Mixture, key: jax.Array, step: jax.Array, length: jax.Array, valid: jax.Array, *, num_goals: int
-) -> tuple[jax.Array, jax.Array]:
+def _goal_steps(strategy: Mixture, key: jax.Array, visits: Visits, num_goals: int) -> tuple[jax.Array, jax.Array]:
     """Draws the steps whose achieved goals become hindsight goals.
 
-    One that a user's function names outside the episode is clipped into it, and named under checkify.
-
-    Args:
-      strategy: names the step whose goal to take.
-      key: used up.
-      step: int32 [n], the steps that goals are for.
-      length: int32 [n], steps in the episode of each.
-      valid: bool [n], whether there is such a step; what is drawn for another means nothing, but lies in `0 .. length - 1` too.
-      num_goals: goals drawn per step.
+    Those of a visit that is not valid mean nothing, but lie in `0 .. length - 1` too. One that a user's function names outside
+    the episode is clipped into it, and named under checkify.
 
     Returns:
       The steps, int32 [n, num_goals]; and, bool [n, num_goals], which goals come from anywhere instead.
     """
+    step, length = visits.step, visits.length
     shape = (*step.shape, num_goals)
     steps, anywhere = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.bool_)
     alone = len(strategy.shares) == 1
@@ -119,7 +112,7 @@ def _goal_steps(
         elif isinstance(source, Function):
             keys = jax.random.split(jax.random.fold_in(key_call, place), shape)
             drawn = jax.vmap(jax.vmap(source, (0, None, None)))(keys, step, length)
-            drawn = _clipped(drawn, length, chosen & valid[:, None])
+            drawn = _clipped(drawn, length, chosen & visits.valid[:, None])
         else:
             drawn, anywhere = steps, anywhere | chosen
         steps = jnp.where(chosen, drawn, steps)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from herjax import checks, hindsight, prioritized
 from herjax.config import Config, Copy
 from herjax.faults import reported
+from herjax.functions import Goal, Transition
 from herjax.lanes import materialized
 from herjax.state import BufferState, can_sample, config_of, held_row, row_of_step, scale, size
-from herjax.strategies import Goal, Transition
 
 
 class Sample(NamedTuple):

@@ -6,20 +6,13 @@ They know episodes and goals, and nothing of how a buffer stores them.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from herjax import checks
-from herjax.rows import Pytree
-
-Transition: TypeAlias = Pytree
-Goal: TypeAlias = Pytree
-
-GoalFn: TypeAlias = Callable[[Transition], Goal]
-RewardFn: TypeAlias = Callable[[Transition, Goal], jax.Array]
-TerminatedFn: TypeAlias = Callable[[Transition, Goal], jax.Array]
+from herjax.functions import Function
 
 StrategyFn: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`(key, step, length) -> goal_step`, each int32 [] but the key: the step whose achieved goal becomes the goal of `step`."""
@@ -29,34 +22,6 @@ PlaceFn: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 RANDOM = "random"
 """The one source whose goals come from other episodes too, so that the buffer has to draw them."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Function:
-    """A user's function. Compares by identity: two that are equal by `==` may do different things."""
-
-    call: Callable[..., Any]
-
-    @property
-    def _identity(self) -> tuple[int, ...]:
-        """A bound method is made anew each time it is asked for, so its object and its function count."""
-        owner, function = getattr(self.call, "__self__", None), getattr(self.call, "__func__", None)
-        return (id(self.call),) if function is None else (id(owner), id(function))
-
-    def __eq__(self, other: object) -> bool:
-        """Whether it is the same function."""
-        return isinstance(other, Function) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    def __repr__(self) -> str:
-        """Its name."""
-        return getattr(self.call, "__qualname__", None) or repr(self.call)
-
-    def __call__(self, *arguments: Pytree) -> Any:
-        """Calls it."""
-        return self.call(*arguments)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -422,7 +422,7 @@ BUGS = (
     ),
     Bug(
         "functions compare by ==",
-        "strategies.py",
+        "functions.py",
         "isinstance(other, Function) and self._identity == other._identity",
         "isinstance(other, Function) and self.call == other.call",
         ("test_caller_mistakes",),

@@ -172,22 +172,30 @@ def test_every_call_from_python_is_timed(tmp_path: Path, monkeypatch: pytest.Mon
     assert rows["herjax, in one"]["one step"] == rows["herjax, in one"]["all four"] > rows["JAX alone"]["a call"] > 0
 
 
-def test_calls_from_python_train_as_the_example_does() -> None:
-    """Episodes end where they are said to, and each step draws a batch and updates all of it."""
+@pytest.mark.parametrize(
+    ("make", "last"), [(python_calls.herjax_step, "update_priorities"), (python_calls.herjax_in_one, "all four")]
+)
+def test_calls_from_python_end_episodes_and_update_what_they_draw(
+    make: Callable[[bitflip.Config], Callable[..., None]], last: str
+) -> None:
+    """After twelve steps, in episodes of five, two episodes are held, and each step has drawn a batch and updated it."""
     config = dataclasses.replace(CONFIG, batch_size=4)
     transitions = jax.device_get(jax.vmap(partial(python_calls.transition_at, config))(jnp.arange(12)))
-    for make, end in ((python_calls.herjax_step, "end_episode"), (python_calls.herjax_in_one, "all four")):
-        results: dict[str, list[herjax.BufferState]] = {}
+    calls, states = [], []
 
-        def timed(name: str, function: Callable[..., object], *arguments: object, into: dict = results) -> object:  # type: ignore[type-arg]
-            result = function(*arguments)
-            kept = result[0] if isinstance(result, tuple) and isinstance(result[0], herjax.BufferState) else result
-            into.setdefault(name, []).append(jax.tree.map(jnp.copy, kept))
-            return result
+    def timed(name: str, function: Callable[..., object], *arguments: object) -> object:
+        result = function(*arguments)
+        calls.append(name)
+        if name == last:
+            states.append(jax.tree.map(jnp.copy, result[0] if name == "all four" else result))
+        return result
 
-        step = make(config)
-        for number in range(12):
-            step(timed, number, jax.tree.map(lambda leaf, number=number: leaf[number], transitions), done=number % 5 == 4)
-        last = results.get("update_priorities", results[end])[-1]
-        assert [int(herjax.size(state)) for state in results[end]][-1] == 10, "two episodes of five steps"
-        assert int(jnp.sum(last.num_rejected)) == int(jnp.sum(last.num_dropped)) == 0
+    step = make(config)
+    for number in range(12):
+        step(timed, number, jax.tree.map(lambda leaf, number=number: leaf[number], transitions), done=number % 5 == 4)
+    assert calls.count(last) == 12
+    assert last == "all four" or (calls.count("sample"), calls.count("end_episode")) == (12, 2)
+    assert [int(herjax.size(state)) for state in states] == [0] * 4 + [5] * 5 + [10] * 3
+    drawn = herjax.sample(states[-1], jax.random.key(0), 1000)
+    assert len(set(drawn.probabilities.tolist())) > 2, "priorities differ"
+    assert int(jnp.sum(states[-1].num_dropped)) == 0

@@ -16,14 +16,13 @@ from figure1 import Config
 
 TINY = ["--bits", "6", "--num-goals", "4", "--seeds", "2", "--cycles", "60", "--eval-every", "10", "--eval-episodes", "50"]
 TINY += ["--hidden", "32", "--capacity", "4000", "--solved", "2", "--checkpoint-seconds", "0", "--no-progress"]
-POINT = "6_bits_4_goals"
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def figures_of(folder: Path) -> dict[str, object]:
     """The tiny point's figures, but for how long it took."""
-    (point,) = json.loads((folder / "results.json").read_text())
+    point = json.loads((folder / "runs.json").read_text())[-1]
     return {name: figure for name, figure in point.items() if name != "seconds"}
 
 
@@ -51,14 +50,17 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, monkeypatch
     monkeypatch.setattr(experiment, "over_seeds", partial(counted, most=3))
     with pytest.raises(Interrupted):
         figure1.main([*TINY, "--out", str(cut)])
-    assert list((cut / "unfinished" / POINT).iterdir())
+    (unfinished,) = (cut / "unfinished").iterdir()
     monkeypatch.setattr(experiment, "over_seeds", partial(counted, most=100))
+    figure1.main([*TINY, "--discount", "0.5", "--cycles", "10", "--out", str(cut)])
+    assert calls.pop() == 0, "another setting begins anew"
+    assert list((cut / "unfinished").iterdir()) == [unfinished], "and leaves the first one's state as it is"
     figure1.main([*TINY, "--out", str(cut)])
     assert calls == [0, 1, 2, 3, 4, 5], "the first half was not trained again"
     assert figures_of(cut) == figures_of(whole)
     assert len(figures_of(whole)["eval_steps"]) == 6
     assert np.mean(np.asarray(figures_of(whole)["success_rate"])[:, -1]) > 0.9, "it learns"
-    assert not (cut / "unfinished" / POINT).exists()
+    assert not unfinished.exists()
     assert (cut / "figure1.png").stat().st_size > 10_000
 
 
@@ -74,8 +76,27 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path: Path, monkeypatch: pytes
     for more in (["--discount", "0.5"], [], ["--bits", "5", "6"], ["--discount", "0.5"], ["--progress"]):
         figure1.main([*TINY, *more, "--out", str(tmp_path)])
     assert trained == [(6, 0.5), (6, 0.98), (5, 0.98)]
-    records = json.loads((tmp_path / "results.json").read_text())
+    records = json.loads((tmp_path / "runs.json").read_text())
     assert [(each["config"]["bits"], each["success"][0]) for each in records] == [([6], 0.5), ([6], 0.98), ([5], 0.98)]
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (["--bits"], "--bits is (); give at least one number."),
+        (["--num-goals", "-1"], "num_goals is -1"),
+        (["--capacity", "10"], "give a capacity of at least 80"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_trained(
+    options: list[str], remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong is named in one line."""
+    with pytest.raises(SystemExit):
+        figure1.main(options)
+    refusal = capsys.readouterr().err
+    assert remedy in refusal
+    assert refusal.count("\n") == 1
 
 
 def test_episodes_go_on_past_their_goal() -> None:
@@ -144,7 +165,7 @@ def test_a_run_is_solved_when_every_seed_is_twice() -> None:
 def test_only_hindsight_solves_15_bits(tmp_path: Path) -> None:
     """In the paper's setting three seeds solve 15 bits with HER, and none does without it in ten times as many updates."""
     figure1.main(["--bits", "15", "--cycles", "2400", "--out", str(tmp_path), "--no-progress"])
-    with_her, without = json.loads((tmp_path / "results.json").read_text())
+    with_her, without = json.loads((tmp_path / "runs.json").read_text())
     assert min(with_her["success"]) >= 0.98
     assert with_her["updates"] <= 600 * 40
     assert max(without["success"]) <= 0.05

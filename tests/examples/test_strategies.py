@@ -14,6 +14,7 @@ import strategies
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
+FACTS = {"seconds": 1.0, "device": "cpu", "devices": 1}
 FLAGS = ["--flip.num-bits", "4", "--flip.steps", "800", "--flip.eval-every", "100", "--flip.seeds", "2"]
 
 
@@ -26,7 +27,7 @@ def test_each_strategy_is_trained_with_each_k(
 
     def run(config: flags.HindsightFlags, _: experiment.Training) -> tuple[None, dict[str, object]]:
         trained.append((config.strategy, config.num_goals))
-        return None, {"success_rate": (rates * (config.num_goals > 0)).tolist()}
+        return None, {"success_rate": (rates * (config.num_goals > 0)).tolist(), **FACTS}
 
     monkeypatch.setattr(experiment, "over_seeds", lambda *_: None)
     monkeypatch.setattr(experiment, "run", run)
@@ -55,21 +56,25 @@ def test_each_strategy_is_trained_with_each_k(
     assert trained[number + 3 :] == [("future", 0), ("final", 1)], "but of other seeds it is"
 
 
-def test_pushing_is_compared_to_shaped_rewards_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On PlanarPush three runs have no k: without HER, and with shaped rewards, with HER and without."""
-    trained = []
+def test_another_programs_file_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that holds something else is refused, and stays as it is."""
+    (tmp_path / "runs.json").write_text('{"seconds": 1}')
+    with pytest.raises(SystemExit):
+        strategies.main([*FLAGS, "--out", str(tmp_path)])
+    assert "runs.json is of another program; give another --out." in capsys.readouterr().err
+    assert (tmp_path / "runs.json").read_text() == '{"seconds": 1}'
 
-    def run(config: ddpg.Config, _: experiment.Training) -> tuple[None, dict[str, object]]:
-        trained.append((config.strategy, config.num_goals, config.shaped))
-        return None, {"success_rate": [[0.5] * 5] * 5}
 
-    monkeypatch.setattr(experiment, "over_seeds", lambda *_: None)
-    monkeypatch.setattr(experiment, "run", run)
-    strategies.main(["--task", "push", "--strategies", "episode", "--num-goals", "2", "--out", str(tmp_path)])
-    assert trained == [("future", 0, False), ("future", 0, True), ("future", 4, True), ("episode", 2, False)]
-    rows = json.loads((tmp_path / "strategies.json").read_text())["rows"]
-    assert [row["strategy"] for row in rows] == ["no HER", "shaped", "shaped, HER", "episode"]
-    assert (tmp_path / "strategies.png").stat().st_size > 10_000
+def test_what_two_processes_train_is_kept(tmp_path: Path) -> None:
+    """What another process adds while one trains is still there afterwards."""
+    first, second = ddpg.Config(seeds=1), ddpg.Config(seeds=2)
+
+    def train(_: ddpg.Config) -> dict[str, object]:
+        experiment.kept(tmp_path, second, lambda _: {"success_rate": [2]})
+        return {"success_rate": [1]}
+
+    experiment.kept(tmp_path, first, train)
+    assert [each["success_rate"] for each in json.loads((tmp_path / "runs.json").read_text())] == [[2], [1]]
 
 
 @pytest.mark.parametrize(

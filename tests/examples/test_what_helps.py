@@ -25,7 +25,12 @@ def test_each_option_is_trained_alone_and_once(
 
     def run(config: Any, _: experiment.Training) -> tuple[None, dict[str, Any]]:
         trained.append(config)
-        return None, {"success_rate": (rates if config.num_steps == 1 else 0 * rates).tolist(), "seconds": 1.0}
+        return None, {
+            "success_rate": (rates if config.num_steps == 1 else 0 * rates).tolist(),
+            "seconds": 1.0,
+            "device": "cpu",
+            "devices": 1,
+        }
 
     monkeypatch.setattr(experiment, "over_seeds", lambda *_: None)
     monkeypatch.setattr(experiment, "run", run)
@@ -55,6 +60,7 @@ def test_what_is_there_by_default_can_be_trained() -> None:
     ("options", "remedy"),
     [
         (["--options", "num-steps 0"], "--num-steps is 0; give at least 1."),
+        (["--also", "checkpoint x"], "--checkpoint is x; give none: each setting has its own."),
         (["--also", "cycles 40"], "there are 4 evaluations; give --also more steps, or more of them: 15 at least."),
     ],
 )
