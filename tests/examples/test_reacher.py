@@ -11,7 +11,10 @@ import pytest
 import crl
 import planar
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [
+    pytest.mark.usefixtures("standard_promotion"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # What brax imports calls what is deprecated.
+]
 
 
 def test_it_is_refused_without_brax(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
