@@ -98,7 +98,7 @@ def success(rates: Sequence[Sequence[float]]) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Trains what is not in results.json, and prints the table."""
+    """Trains what is not in runs.json, and prints the table."""
     config = flags.parse(Config, lambda config: [settings(config, t, o) for t in config.tasks for o in config.options], args)
     found = {}
     for task, option in tqdm([(task, option) for task in config.tasks for option in config.options], unit="setting"):
