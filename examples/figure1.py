@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from flax.training.train_state import TrainState
 
 import flags
 import herjax
@@ -58,11 +59,6 @@ class Config(flags.Flags):
     checkpoint_seconds: Weight = 60.0  # Time between checkpoints, at least; they are made after evaluations.
 
     @property
-    def network(self) -> "QNetwork":
-        """What is learned."""
-        return QNetwork(self.hidden, self.shared)
-
-    @property
     def num_bits(self) -> int:
         """Of a point."""
         return self.bits[0]
@@ -83,9 +79,8 @@ class Transition(NamedTuple):
 class Loop(NamedTuple):
     """The carry of the scan."""
 
-    params: optax.Params
+    agent: TrainState
     target_params: optax.Params
-    opt_state: optax.OptState
     buffer: herjax.BufferState
 
 
@@ -147,8 +142,9 @@ def start(config: Config, key: jax.Array) -> Loop:
         relabel="sample",
         num_envs=config.episodes,
     )
-    params = config.network.init(key, bits, bits)
-    return Loop(params, params, optimizer(config).init(params), buffer)
+    network = QNetwork(config.hidden, config.shared)
+    params = network.init(key, bits, bits)
+    return Loop(TrainState.create(apply_fn=network.apply, params=params, tx=optimizer(config)), params, buffer)
 
 
 class Episodes(NamedTuple):
@@ -159,7 +155,7 @@ class Episodes(NamedTuple):
     success: jax.Array  # bool [E]; whether the goal was hit at any step.
 
 
-def play(config: Config, params: optax.Params, key: jax.Array, *, episodes: int, epsilon: float) -> Episodes:
+def play(config: Config, agent: TrainState, key: jax.Array, *, episodes: int, epsilon: float) -> Episodes:
     """Plays whole episodes, which go on after their goal is hit."""
     num_bits, env = config.num_bits, BitFlip(config.num_bits)
     key_reset, key_act, key_env = jax.random.split(key, 3)
@@ -167,7 +163,7 @@ def play(config: Config, params: optax.Params, key: jax.Array, *, episodes: int,
     chances = jax.random.uniform(key_act, (num_bits, 2, episodes))
 
     def step(state: Any, chance: jax.Array) -> tuple[Any, tuple[Transition, jax.Array]]:
-        greedy = jnp.argmax(config.network.apply(params, state.bits, state.goal), axis=-1)
+        greedy = jnp.argmax(agent.apply_fn(agent.params, state.bits, state.goal), axis=-1)
         action = jnp.where(chance[0] < epsilon, jnp.floor(chance[1] * num_bits).astype(jnp.int32), greedy)
         # The environment's dynamics draw nothing.
         _, after, _, hit, _ = jax.vmap(env.step_env, (None, 0, 0, None))(key_env, state, action, env.default_params)
@@ -179,9 +175,9 @@ def play(config: Config, params: optax.Params, key: jax.Array, *, episodes: int,
 
 def targets(config: Config, loop: Loop, batch: herjax.Sample) -> jax.Array:
     """What Q-learning pulls the values of a batch to, float32 [batch]."""
-    values = lambda params: config.network.apply(params, batch.transition.next_observation, batch.goal)  # noqa: E731
+    values = lambda params: loop.agent.apply_fn(params, batch.transition.next_observation, batch.goal)  # noqa: E731
     target_values = values(loop.target_params)
-    chosen = jnp.argmax(values(loop.params) if config.double else target_values, axis=-1)
+    chosen = jnp.argmax(values(loop.agent.params) if config.double else target_values, axis=-1)
     value = jnp.take_along_axis(target_values, chosen[:, None], axis=-1)[:, 0]
     bootstrapped = batch.reward + config.discount * jnp.where(batch.terminated, 0.0, value)
     return jnp.clip(bootstrapped, -1 / (1 - config.discount), 0.0)
@@ -193,36 +189,34 @@ def learn(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     data = (batch.transition.observation, batch.transition.action, batch.goal, targets(config, loop, batch))
     batches = jax.tree.map(lambda leaf: leaf.reshape(config.updates, config.batch_size, *leaf.shape[1:]), data)
 
-    def update(carry: tuple[Any, Any], data: tuple[jax.Array, ...]) -> tuple[tuple[Any, Any], jax.Array]:
-        params, opt_state = carry
+    def update(agent: TrainState, data: tuple[jax.Array, ...]) -> tuple[TrainState, jax.Array]:
         observation, action, goal, target = data
 
         def loss_fn(params: optax.Params) -> jax.Array:
-            values = config.network.apply(params, observation, goal)
+            values = agent.apply_fn(params, observation, goal)
             value = jnp.take_along_axis(values, action[:, None], axis=-1)[:, 0]
             return jnp.mean(optax.squared_error(value, target))
 
-        loss, gradients = jax.value_and_grad(loss_fn)(params)
-        updates, opt_state = optimizer(config).update(gradients, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), loss
+        loss, gradients = jax.value_and_grad(loss_fn)(agent.params)
+        return agent.apply_gradients(grads=gradients), loss
 
-    (params, opt_state), losses = jax.lax.scan(update, (loop.params, loop.opt_state), batches)
-    target_params = optax.incremental_update(params, loop.target_params, 1 - config.target_decay)
-    return Loop(params, target_params, opt_state, loop.buffer), jnp.mean(losses)
+    agent, losses = jax.lax.scan(update, loop.agent, batches)
+    target_params = optax.incremental_update(agent.params, loop.target_params, 1 - config.target_decay)
+    return Loop(agent, target_params, loop.buffer), jnp.mean(losses)
 
 
 def cycle(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     """Plays episodes, stores them, and learns; returns the loss []."""
     key_play, key_goals, key_learn = jax.random.split(key, 3)
-    episodes = play(config, loop.params, key_play, episodes=config.episodes, epsilon=config.epsilon)
+    episodes = play(config, loop.agent, key_play, episodes=config.episodes, epsilon=config.epsilon)
     buffer, _ = jax.lax.scan(lambda buffer, t: (herjax.add(buffer, t), None), loop.buffer, episodes.transitions)
     buffer = herjax.end_episode(buffer, episodes.goal, key_goals)
     return learn(config, loop._replace(buffer=buffer), key_learn)
 
 
-def success_rate(config: Config, params: optax.Params, key: jax.Array) -> jax.Array:
+def success_rate(config: Config, agent: TrainState, key: jax.Array) -> jax.Array:
     """The share of greedy episodes that hit their goal, float32 []."""
-    success = play(config, params, key, episodes=config.eval_episodes, epsilon=0.0).success
+    success = play(config, agent, key, episodes=config.eval_episodes, epsilon=0.0).success
     return jnp.mean(success.astype(jnp.float32))
 
 
@@ -230,7 +224,7 @@ def advance(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str,
     """Trains up to the next evaluation, and evaluates; returns metrics, float32 [] each."""
     key_cycles, key_evaluation = jax.random.split(key)
     loop, losses = jax.lax.scan(partial(cycle, config), loop, jax.random.split(key_cycles, config.eval_every))
-    return loop, {"success_rate": success_rate(config, loop.params, key_evaluation), "loss": jnp.mean(losses)}
+    return loop, {"success_rate": success_rate(config, loop.agent, key_evaluation), "loss": jnp.mean(losses)}
 
 
 def is_solved(config: Config, figures: dict[str, Any]) -> bool:
@@ -248,8 +242,8 @@ def run_point(config: Config) -> dict[str, Any]:
         label=f"{config.num_bits:>3} bits, k = {config.num_goals[0]}",
         is_over=partial(is_solved, config),
     )
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), len(jax.tree.leaves(loops.params)[0]))
-    final = np.asarray(jax.jit(jax.vmap(partial(success_rate, config)))(loops.params, keys))
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), loops.agent.step.size)
+    final = np.asarray(jax.jit(jax.vmap(partial(success_rate, config)))(loops.agent, keys))
     results["updates"] = len(results["eval_steps"]) * config.eval_every * config.updates
     results["success"] = final[: config.seeds].tolist()
     names = ("eval_steps", "updates", "success_rate", "loss", "success", "seconds", "device", "devices")
@@ -289,8 +283,7 @@ def main(args: Sequence[str] | None = None) -> None:
         lines.append(line + " ".join(f"{rate:.3f}" for rate in rates))
         found.append(figures)
     plot(config, found)
-    print("\n".join(lines))
-    print(f"written {config.out}: runs.json, figure1.png")
+    print(*lines, f"written {config.out}: runs.json, figure1.png", sep="\n")
 
 
 if __name__ == "__main__":

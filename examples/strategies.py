@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import experiment
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -73,12 +74,17 @@ def cells(config: Config) -> list[Cell]:
     return found
 
 
+def program(config: Config) -> Any:
+    """What trains."""
+    return ddpg if config.task == "push" else bitflip
+
+
 def success_rates(config: Config, cell: Cell) -> np.ndarray:
     """The success of each seed at each evaluation, float [seeds, E]."""
-    program = ddpg if config.task == "push" else bitflip
 
     def train(training: Any) -> dict[str, Any]:
-        seeds = experiment.over_seeds(training, partial(program.start, training), partial(program.advance, training))
+        start, advance = program(config).start, program(config).advance
+        seeds = experiment.over_seeds(training, partial(start, training), partial(advance, training))
         results = experiment.run(training, seeds)[1]
         return {name: results[name] for name in ("success_rate", "seconds", "device", "devices")}
 
@@ -118,7 +124,9 @@ def plot(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
 def check(config: Config) -> None:
     """Raises `ValueError` if something cannot be trained."""
     for cell in cells(config):
-        flags.check(dataclasses.replace(config.training, **cell.changes))
+        training = dataclasses.replace(config.training, **cell.changes)
+        flags.check(training)
+        jax.eval_shape(partial(program(config).start, training), jax.random.key(0))
     if config.training.evaluations < MEAN_OF:
         raise ValueError(
             f"there are {config.training.evaluations} evaluations; train longer or evaluate more often: {MEAN_OF} at least."

@@ -102,8 +102,8 @@ def test_bad_flags_are_refused_before_anything_is_trained(
 def test_episodes_go_on_past_their_goal() -> None:
     """Every episode has as many steps as bits, each flips one bit of the last, and a hit at any step is a success."""
     config = Config(bits=(3,), hidden=(8,))
-    params = figure1.start(config, jax.random.key(0)).params
-    episodes = figure1.play(config, params, jax.random.key(1), episodes=200, epsilon=1.0)
+    agent = figure1.start(config, jax.random.key(0)).agent
+    episodes = figure1.play(config, agent, jax.random.key(1), episodes=200, epsilon=1.0)
     observation, action, following = (np.asarray(leaf) for leaf in episodes.transitions)
     assert following.shape == (3, 200, 3)
     np.testing.assert_array_equal(observation[1:], following[:-1])
@@ -118,8 +118,8 @@ def test_targets_are_those_of_q_learning() -> None:
     """Targets are r + gamma max Q'(s', g), without what follows a goal that was reached, and clipped to [-1/(1-gamma), 0]."""
     config = Config(bits=(3,), hidden=(8,), discount=0.5)
     loop = figure1.start(config, jax.random.key(0))
-    loop = loop._replace(target_params=jax.tree.map(lambda leaf: 3 * leaf, loop.params))
-    episodes = figure1.play(config, loop.params, jax.random.key(1), episodes=config.episodes, epsilon=1.0)
+    loop = loop._replace(target_params=jax.tree.map(lambda leaf: 3 * leaf, loop.agent.params))
+    episodes = figure1.play(config, loop.agent, jax.random.key(1), episodes=config.episodes, epsilon=1.0)
     buffer = loop.buffer
     for step in range(3):
         buffer = figure1.herjax.add(buffer, jax.tree.map(lambda leaf, t=step: leaf[t], episodes.transitions))

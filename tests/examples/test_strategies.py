@@ -86,6 +86,10 @@ def test_what_two_processes_train_is_kept(tmp_path: Path) -> None:
         ),
         (["--num-goals", "0", "4"], "--num-goals is (0, 4); give numbers >= 1."),
         (
+            ["--flip.capacity", "5"],
+            "capacity is 5, less than one episode; give a capacity of at least 100: max_episode_length is 100.",
+        ),
+        (
             ["--task", "push", "--push.cycles", "40"],
             "there are 4 evaluations; train longer or evaluate more often: 5 at least.",
         ),
