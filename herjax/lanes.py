@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from herjax.rows import Pytree
+from herjax.rows import INT32_MAX, Pytree
 
 Carry = TypeVar("Carry")
 
@@ -96,6 +96,8 @@ def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Ar
         item = number * chunk + jnp.arange(chunk, dtype=jnp.int32)
         valid = item < ends[-1]
         env = group_of(ends, item)
+        if counts.size > 1:  # Else XLA searches again for each value computed from it.
+            env = materialized(ends[-1] > 0, env)
         return body(carry, number, Steps(env, jnp.where(valid, item - starts[env], 0), valid))
 
     def in_turns(carry: Carry) -> Carry:
@@ -114,9 +116,10 @@ def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Ar
 def group_of(ends: jax.Array, item: jax.Array) -> jax.Array:
     """The range that each item falls into; range i ends before `ends[i]`, int32 [n]. int32 of `item`'s shape, at most n - 1."""
     # Binary search without a loop: jnp.searchsorted has one, which no mesh with an Explicit axis takes.
+    bits = (ends.size - 1).bit_length()
+    padded = jnp.pad(ends, (0, 2**bits - ends.size), constant_values=INT32_MAX)
     group = jnp.zeros_like(item)
-    for bit in reversed(range((ends.size - 1).bit_length())):
-        further = group + 2**bit
-        last = jnp.minimum(further, ends.size) - 1
-        group = jnp.where((further < ends.size) & (ends[last] <= item), further, group)
-    return group
+    for half in (2**bit for bit in reversed(range(bits))):
+        end = padded.at[group + (half - 1)].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        group = group + jnp.where(end <= item, half, 0)
+    return jnp.minimum(group, ends.size - 1)
