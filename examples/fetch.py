@@ -5,7 +5,7 @@ in one jitted call a cycle, whose buffer is donated; the agent is that of ddpg.p
 
 pip install ".[examples,robotics]"
 python examples/fetch.py                                # FetchReach: half a minute of training, a minute of evaluations
-python examples/fetch.py --task push --num-envs 16 --batch-size 1024 --cycles 1000 --eval-every 25 --checkpoint results/push
+python examples/fetch.py --task push --num-envs 16 --batch-size 1024 --cycles 1200 --eval-every 50 --checkpoint results/push
 python examples/fetch.py <the same flags> --play        # draws what was learned, without a display
 
 A run with --checkpoint can be killed and started again: it goes on where it was. With smaller batches FetchPush is learned far
