@@ -46,7 +46,7 @@ def init(
       terminated_fn: `terminated_fn(transition, goal) -> bool []`, whether the transition ends the task under `goal`.
       strategy: "final", "future", "episode" or "random" (arXiv:1707.01495, section 4.5), or a function
         `(key, step, length) -> goal_step` of int32 scalars, such as `herjax.geometric(0.98)`, or a `herjax.mixture` of these.
-      num_goals: hindsight goals per transition, k in the paper. 0: no hindsight. "final" always has one.
+      num_goals: hindsight goals per transition, k in the paper. 0: no hindsight. "final" has one at most.
       relabel: "episode_end": goals are drawn once, when their episode ends, and kept. "sample": goals are drawn afresh whenever
         a transition is sampled, its own with probability 1 / (num_goals + 1), and no copies are stored.
       num_steps: n of n-step returns: the most steps whose rewards a copy adds up. Its window ends early with the episode, and

@@ -18,7 +18,7 @@ class Copy(NamedTuple):
     """What an index stores with `relabel="episode_end"`: a transition's copy under one goal, without the transition."""
 
     goal: Goal
-    reward: jax.Array  # []; of the window, in `reward_fn`'s dtype, or float32 where that is no float.
+    reward: jax.Array  # []; of the window. `reward_fn`'s dtype, or float32 where integers are summed.
     terminated: jax.Array | None  # bool []; of the window's last step.
     window: jax.Array | None  # int32 []; steps of the window. None where all have one step.
 

@@ -39,7 +39,7 @@ def update_priorities(
       The next state.
 
     Raises:
-      ValueError: the buffer is uniform, or the shapes differ.
+      ValueError: the buffer is uniform, the shapes differ, or n is above 2^24.
       TypeError: `indices` are not integers.
 
     Example:
@@ -88,6 +88,8 @@ def _check_update(state: BufferState, indices: jax.Array, priorities: jax.Array)
         raise ValueError(
             f"indices have shape {jnp.shape(indices)} and priorities {jnp.shape(priorities)}; give one priority for each index."
         )
+    if indices.size > sum_tree.MOST_LEAVES:
+        raise ValueError(f"there are {indices.size} indices; give at most 2^24 in one call.")
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"indices have dtype {indices.dtype}; give the integers that sample returned.")
     if jnp.issubdtype(priorities.dtype, jnp.complexfloating):

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
       terminated: whether `last` ends the task under that goal. None without `terminated_fn`.
       is_hindsight: whether the goal is a hindsight goal.
       indices: for `update_priorities`.
-      probabilities: of drawing that index.
+      probabilities: of drawing that index; with `axis_name`, were all shards drawn from as one.
       weights: importance weights, divided by the largest of the batch; ones when uniform.
       last: the last transition of the window; with num_steps=1, `transition`.
       discount: 0 where terminated, else discount^m for a window of m steps. None if `init` was given no discount.

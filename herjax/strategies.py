@@ -127,7 +127,7 @@ def _source(strategy: str | StrategyFn) -> Source:
         if strategy not in (RANDOM, *STRATEGIES):
             names = ", ".join(map(repr, (*STRATEGIES, RANDOM)))
             raise ValueError(
-                f"strategy is {strategy!r}; give {names}, a mixture, or a function (key, step, length) -> goal_step."
+                f"strategy is {strategy!r}; give {names}, a function (key, step, length) -> goal_step, or a mixture of these."
             )
         return STRATEGIES.get(strategy, strategy)
     if isinstance(strategy, Quantile):

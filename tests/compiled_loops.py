@@ -58,12 +58,27 @@ def start(setting: str) -> Loop:
     return Loop(buffer, jnp.zeros(SIZE))
 
 
+def envs(buffer: herjax.BufferState) -> tuple[int, ...]:
+    """The leading axes of what environments show."""
+    return () if buffer.config.num_envs is None else (buffer.config.num_envs,)
+
+
+def store(buffer: herjax.BufferState, params: jax.Array, key: jax.Array) -> herjax.BufferState:
+    """Stores what a policy with `params` did."""
+    shape = (*envs(buffer), SIZE)
+    return herjax.add(buffer, jnp.broadcast_to(params, shape) + jax.random.normal(key, shape))
+
+
+def end(buffer: herjax.BufferState, key: jax.Array, done: jax.Array | bool) -> herjax.BufferState:
+    """Ends the episode, if `done`."""
+    return herjax.end_episode(buffer, jnp.ones((*envs(buffer), SIZE)), key, jnp.broadcast_to(done, envs(buffer)))
+
+
 def act(loop: Loop, params: jax.Array, key: jax.Array) -> herjax.BufferState:
     """Stores what a policy with `params` did, and ends the episode now and then."""
-    shape = () if loop.buffer.config.num_envs is None else (loop.buffer.config.num_envs,)
     key_noise, key_done, key_goals = jax.random.split(key, 3)
-    buffer = herjax.add(loop.buffer, jnp.broadcast_to(params, (*shape, SIZE)) + jax.random.normal(key_noise, (*shape, SIZE)))
-    return herjax.end_episode(buffer, jnp.ones((*shape, SIZE)), key_goals, jax.random.bernoulli(key_done, 0.2, shape))
+    done = jax.random.bernoulli(key_done, 0.2, envs(loop.buffer))
+    return end(store(loop.buffer, params, key_noise), key_goals, done)
 
 
 def update(params: jax.Array, batch: herjax.Sample) -> tuple[jax.Array, jax.Array]:
@@ -129,6 +144,14 @@ def learn_in_a_loop(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
     return jax.lax.fori_loop(0, turns, lambda _, loop: learn(loop, key), acted(loop, key))
 
 
+def end_in_a_branch(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
+    """A conditional around the end of episodes."""
+    key_noise, key_goals, key_learn = jax.random.split(key, 3)
+    buffer = store(loop.buffer, loop.params, key_noise)
+    buffer = jax.lax.cond(number % 5 == 4, lambda buffer: end(buffer, key_goals, True), lambda buffer: buffer, buffer)
+    return learn(loop._replace(buffer=buffer), key_learn)
+
+
 def act_in_a_branch(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
     """A conditional around the acting."""
     return learn(jax.lax.cond(number % 3 > 0, lambda loop: acted(loop, key), same, loop), key)
@@ -175,6 +198,7 @@ STEPS_BY_NAME: dict[str, Step] = {
         learn_now_and_then,
         skip_now_and_then,
         learn_in_a_loop,
+        end_in_a_branch,
         act_in_a_branch,
         all_in_a_branch,
         two_branches_write,

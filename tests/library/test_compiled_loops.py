@@ -28,6 +28,7 @@ COPIED: dict[str, dict[str, set[str]]] = {
     "cuda": {
         "learn_now_and_then": WITH_PRIORITIES,
         "skip_now_and_then": WITH_PRIORITIES,
+        "end_in_a_branch": set(SETTINGS),
         "act_in_a_branch": set(SETTINGS),
         "all_in_a_branch": set(SETTINGS),
         "two_branches_write": set(SETTINGS),

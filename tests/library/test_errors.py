@@ -230,6 +230,16 @@ def test_update_priorities_names_wrong_arrays(indices, priorities, named, buffer
     assert_explained(lambda: herjax.update_priorities(buffer, indices, priorities), *named)
 
 
+def test_update_priorities_names_how_many_are_too_many(buffer):
+    """float32 tells 2^24 indices apart, which says whose priority is the last; one more is refused."""
+
+    def update(n):
+        return herjax.update_priorities(buffer, jnp.zeros(n, jnp.int32), jnp.ones(n))
+
+    jax.eval_shape(lambda: update(2**24))
+    assert_explained(lambda: update(2**24 + 1), "indices", "16777217", "2^24")
+
+
 def test_update_priorities_of_a_uniform_buffer_names_priority_exponent():
     """A uniform buffer has no priorities to update; the message says which argument of `init` gives it some."""
     buffer = init(priority_exponent=None)
