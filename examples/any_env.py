@@ -72,7 +72,7 @@ def train_step(carry: tuple[Any, ...], key: jax.Array) -> tuple[tuple[Any, ...],
 
 
 def train(num_goals: int, key: jax.Array) -> jax.Array:
-    """A run with so many hindsight goals; the share of 500 greedy episodes after it that reach their goal, float32 []."""
+    """A run with `num_goals` hindsight goals; then the share of 500 greedy episodes that reach their goal, float32 []."""
     key_params, key_env, key_steps, key_reset, key_play = jax.random.split(key, 5)
     params = NETWORK.init(key_params, jnp.zeros(4 * 13))
     buffer = herjax.init(

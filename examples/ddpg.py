@@ -76,12 +76,12 @@ class Statistics(NamedTuple):
 
     @classmethod
     def of(cls, vectors: jax.Array) -> "Statistics":
-        """Those of vectors [..., D]."""
+        """The statistics of vectors [..., D]."""
         flat = vectors.reshape(-1, vectors.shape[-1])
         return cls(jnp.float32(len(flat)), flat.mean(axis=0), flat.var(axis=0))
 
     def merged(self, other: "Statistics") -> "Statistics":
-        """Those of both (Chan et al. 1979)."""
+        """The statistics of both samples together (Chan et al. 1979)."""
         count = self.count + other.count
         share = other.count / jnp.maximum(count, 1)
         apart = other.mean - self.mean
@@ -143,7 +143,7 @@ def make_agent(config: AgentConfig, example: Transition, key: jax.Array) -> Agen
 def make_buffer(
     config: AgentConfig, example: Transition, reward_fn: Callable[[Transition, jax.Array], jax.Array], episode: tuple[int, int]
 ) -> herjax.BufferState:
-    """An empty buffer for episodes of so many environments with so many steps."""
+    """An empty buffer; `episode` is the number of environments, and of an episode's steps."""
     num_envs, steps = episode
     return herjax.init(
         example,
@@ -303,7 +303,7 @@ def train(config: Config, key: jax.Array) -> tuple[Loop, dict[str, jax.Array]]:
 
 
 def check(config: AgentConfig, episode: int) -> None:
-    """Raises `ValueError` if the buffer has no room for an episode of so many steps in each environment."""
+    """Raises `ValueError` if the buffer has no room for `episode` steps in each environment."""
     least = config.num_envs * episode
     flags.require(config, "capacity", config.capacity >= least, f"room for an episode in each environment, {least}, at least")
 

@@ -129,7 +129,7 @@ def run(
 
 
 def restore(config: Flags, loop: Any) -> tuple[Any, dict[str, Any]]:
-    """Where a run that was killed stood, and its figures so far; those of a new one where nothing is saved."""
+    """The state and figures of a run that was killed, or `loop` and no figures where nothing is saved."""
     new = (loop, {"eval_steps": [], "seconds": 0.0})
     if config.checkpoint is None:
         return new

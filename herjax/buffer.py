@@ -54,7 +54,7 @@ def init(
       discount: of the rewards in a window, and of what `Sample.discount` says; in [0, 1]. None: only with num_steps=1.
       priority_exponent: alpha of prioritised replay (arXiv:1511.05952, section 3.3); None: uniform replay.
       priority_epsilon: added to every priority, so that none is zero.
-      num_envs: environments that fill the buffer: the arguments of `add` and `end_episode` then have a leading axis of as many.
+      num_envs: environments that fill the buffer: what `add` and `end_episode` are given then has a leading axis of that size.
         None: one environment, unbatched arguments.
 
     Returns:

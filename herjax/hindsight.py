@@ -86,8 +86,8 @@ def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int) -
 def _goal_steps(strategy: Mixture, key: jax.Array, visits: Visits, num_goals: int) -> tuple[jax.Array, jax.Array]:
     """Draws the steps whose achieved goals become hindsight goals.
 
-    Those of a visit that is not valid mean nothing, but lie in `0 .. length - 1` too. One that a user's function names outside
-    the episode is clipped into it, and named under checkify.
+    A step that a user's function names outside the episode is clipped into it, and named under checkify. The steps of a visit
+    that is not valid mean nothing, but lie in `0 .. length - 1` too.
 
     Returns:
       The steps, int32 [n, num_goals]; and, bool [n, num_goals], which goals come from anywhere instead.

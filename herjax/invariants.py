@@ -26,8 +26,8 @@ def check(state: BufferState) -> None:
 
     In this order: every array has its shape and dtype; counters are not negative; each environment's transitions fit its ring;
     no transition or goal held is NaN, every reward is finite, and every window in range; with `relabel="sample"`, the steps
-    held are those of episodes one after another, the last of which is over; all that is held has a priority in range, nothing
-    else has one, and each sum of the tree is that of its children.
+    held belong to finished episodes, one after another; what is held has a priority in range, nothing else has one, and each
+    sum of the tree is the sum of its children.
 
     It reads the whole state, on the CPU, and calls none of the user's functions: a wrong reward that is finite it cannot see.
 
@@ -170,7 +170,7 @@ def _visits(config: Config, words: jax.Array) -> Visit:
 
 
 def _check_steps(state: BufferState) -> None:
-    """Checks that what each environment holds is the steps of whole episodes one after another, but for the oldest's first."""
+    """Checks that each environment holds whole episodes one after another; only the oldest may have lost its first steps."""
     config = state.config
     visits = _visits(config, state.copies)
     for env in range(config.envs):

@@ -13,7 +13,7 @@ from herjax.rows import INT32_MAX, Pytree
 Carry = TypeVar("Carry")
 
 _LEAST_STEPS, _MOST_STEPS = 32, 1024  # Steps that a turn of `for_each_step` takes: one for each environment, within these.
-_STEPS_AT_ONCE = 1024  # So many steps a GPU works through whether they are there or not, rather than ask the host how many are.
+_STEPS_AT_ONCE = 1024  # Where at most this many can end, a GPU works through all, rather than ask the host how many did.
 
 
 @custom_vmap

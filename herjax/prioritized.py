@@ -123,7 +123,7 @@ def _int32(indices: jax.Array) -> jax.Array:
 
 
 def enter(state: BufferState, rows: jax.Array) -> BufferState:
-    """Gives all copies in `rows`, int32 [n], the largest priority so far; nobody's row keeps 0."""
+    """Gives all copies in `rows`, int32 [n], the largest priority so far; the last row, which holds nothing, keeps 0."""
     return _set_rows(state, rows, _stored(state.config, state.max_priority))
 
 

@@ -65,7 +65,7 @@ class BufferState:
 
 def empty(config: Config) -> BufferState:
     """An empty buffer with these settings."""
-    num_rows = config.num_rows + 1  # The last is nobody's: what is to be dropped is written there.
+    num_rows = config.num_rows + 1  # The last holds nothing: what is to be dropped is written there.
     per_env = partial(jnp.zeros, config.envs, jnp.int32)
 
     def scalar(value: int, dtype: jnp.dtype) -> jax.Array:

@@ -168,7 +168,7 @@ def geometric(discount: float) -> StrategyFn:
       discount: in [0, 1]. 0 keeps the transition's own achieved goal, 1 is `"future"`.
 
     Returns:
-      The strategy, `(key, step, length) -> goal_step`: int32 scalars, but for the key, which is used up.
+      The strategy, `(key, step, length) -> goal_step`: of int32 scalars; the key is used up.
 
     Raises:
       TypeError: `discount` is no number.

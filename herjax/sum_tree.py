@@ -15,12 +15,12 @@ from herjax.lanes import materialized, written_after
 
 FANOUT_BITS = 3
 FANOUT = 2**FANOUT_BITS
-_FEW = 256  # As many nodes, or twice those that changed, are summed whole, which is faster than to gather their children.
+_FEW = 256  # A level of at most this many nodes, or twice as many as changed, is summed whole: faster than to gather children.
 MOST_LEAVES = 2**24
-"""That `set_leaves` sets at once: float32 tells no more numbers apart."""
+"""Leaves that `set_leaves` sets in one call: float32 holds no larger integers exactly."""
 
 SumTree: TypeAlias = tuple[jax.Array, ...]
-"""Levels from the leaves up, float32 [nodes * FANOUT] each, as far as they are large: those of few nodes are not stored.
+"""Levels from the leaves up, float32 [nodes * FANOUT] each. Small ones near the root are not stored, but summed when needed.
 
 Each is an array of its own: XLA copies a whole tree in which one level is read while the next is written.
 """
@@ -89,7 +89,7 @@ def _descend(level: jax.Array, parent: jax.Array, target: jax.Array, residue: ja
 
 def set_leaves(tree: SumTree, leaves: jax.Array, values: jax.Array) -> SumTree:
     """Sets leaves, int32 [n], to values, float32 [n] >= 0; to the last value of a leaf that comes twice. n <= `MOST_LEAVES`."""
-    # Each leaves how late it comes in its leaf; the latest stays, and all of that leaf write its value.
+    # Each value marks its leaf with its place in the list. The latest mark stays, and says which value all write there.
     lateness = jnp.arange(leaves.size, dtype=jnp.float32)
     marked = tree[0].at[leaves].min(-1 - lateness, mode="promise_in_bounds", wrap_negative_indices=False)
     latest = -1 - marked.at[leaves].get(mode="promise_in_bounds", wrap_negative_indices=False)
