@@ -1,5 +1,6 @@
 """Settings that every test runs under."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ if (prefix := os.environ.get("HERJAX_INSTALLED_IN")) and Path(prefix).resolve() 
 # Most of the tests' time is XLA's, which compiles some thousand small programs: let it be quick, rather than make fast code.
 # With XLA_FLAGS set, such as to "--xla_cpu_use_fusion_emitters=true", it does as it does for users.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")
+
+# To note where each operation was written takes JAX a fifth of the time.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+
+# JAX leaves millions of objects behind, which Python would search for garbage again and again.
+gc.set_threshold(100_000, 50, 1000)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -100,9 +100,9 @@ def test_weights_make_a_mixture() -> None:
     assert flags.parse_strategy("future=4,random=1.0") == herjax.mixture({"future": 0.8, "random": 0.2})
 
 
-@pytest.mark.parametrize("strategy", flags.STRATEGIES)
-def test_every_strategy_runs(strategy: str) -> None:
-    """All four strategies train, to finite losses."""
+def test_every_strategy_runs() -> None:
+    """All four strategies together train, to finite losses."""
+    strategy = ",".join(f"{name}=1" for name in flags.STRATEGIES)
     config = dataclasses.replace(
         SMALL, num_bits=3, steps=20, seeds=1, eval_every=20, capacity=50, hidden=(8,), strategy=strategy
     )
@@ -139,7 +139,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 
     With other settings of training it is refused, and both values are named.
     """
-    options = ["--num-bits", "4", "--steps", "80", "--seeds", "2", "--eval-every", "2", "--capacity", "200", "--hidden", "8"]
+    options = ["--num-bits", "4", "--steps", "80", "--seeds", "2", "--eval-every", "10", "--capacity", "200", "--hidden", "8"]
     options += ["--no-progress", "--checkpoint-seconds", "0"]
     kept = ["--checkpoint", str(tmp_path / "state")]
     save, saves = experiment.checkpoints.save, []
@@ -157,10 +157,10 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
         resumed = []
         monkeypatch.setattr(experiment.checkpoints, "save", lambda *_, resumed=resumed, **o: resumed.append(save(*_, **o)))
         bitflip.main([*options, *more, "--out", str(tmp_path / out)])
-        assert len(resumed) == {"whole": 0, "cut": 38, "again": 0}[out], "38 of 40 evaluations were left"
+        assert len(resumed) == {"whole": 0, "cut": 6, "again": 0}[out], "6 of 8 evaluations were left"
     whole, cut, again = (json.loads((tmp_path / out / "results.json").read_text()) for out in ("whole", "cut", "again"))
     for name in ("success_rate", "loss"):
-        assert np.shape(whole[name]) == (2, 40)
+        assert np.shape(whole[name]) == (2, 8)
         assert whole[name] == cut[name] == again[name]
     assert again["seconds"] == cut["seconds"]
     with pytest.raises(SystemExit):

@@ -46,34 +46,51 @@ def curve(folder: Path) -> dict[str, list[float]]:
     return {name: np.ravel(results[name]).tolist() for name in ("eval_steps", "success_rate", "critic_loss", "actor_loss")}
 
 
-def test_a_run_goes_on_where_it_was_and_shows_what_it_learned(tmp_path: Path) -> None:
-    """One cycle and then two more, from the checkpoint, are three, bit for bit; logs are written, and episodes are drawn."""
-    whole, cut, checkpoint = tmp_path / "whole", tmp_path / "cut", str(tmp_path / "checkpoint")
-    assert run(*TINY, "--cycles", "3", "--out", str(whole)).returncode == 0
-    flags = [*TINY, "--checkpoint", checkpoint, "--log-dir", str(tmp_path / "logs"), "--out", str(cut)]
-    first = run(*flags, "--cycles", "1")
-    assert first.returncode == 0, first.stderr
+@pytest.fixture
+def simulators_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulators in this process, which show what others show: no process of many threads is forked."""
+
+    def make(config: fetch.Config) -> gymnasium.vector.SyncVectorEnv:
+        return gymnasium.vector.SyncVectorEnv([partial(gymnasium.make, fetch.TASKS[config.task])] * config.num_envs)
+
+    monkeypatch.setattr(fetch, "make_simulators", make)
+
+
+@pytest.mark.usefixtures("standard_promotion", "simulators_here")
+def test_a_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One cycle and then two more, from the checkpoint, are the three of the program, bit for bit; logs are written."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    program = run(*TINY, "--cycles", "3", "--out", str(whole))
+    assert program.returncode == 0, program.stderr
+    flags = [*TINY, "--checkpoint", str(tmp_path / "checkpoint"), "--log-dir", str(tmp_path / "logs"), "--out", str(cut)]
+    fetch.main([*flags, "--cycles", "1"])
     assert curve(cut)["eval_steps"] == [100]
-    second = run(*flags, "--cycles", "3")
-    assert second.returncode == 0, second.stderr
+    fetch.main([*flags, "--cycles", "3"])
     assert curve(cut) == curve(whole)
     assert curve(cut)["eval_steps"] == [100, 200, 300]
     assert (cut / "success_rate.png").stat().st_size > 10_000
     assert len(list((tmp_path / "logs").glob("seed_0/events*"))) == 2
-    other = run(*flags, "--cycles", "3", "--noise", "0.1")
-    assert other.returncode == 2
-    assert "saved with noise 0.2, and noise 0.1 is asked for" in other.stderr
-    empty = run(*TINY, "--cycles", "3", "--play", "--checkpoint", str(tmp_path / "empty"))
-    assert empty.returncode == 2
-    assert "empty; give a folder that something was saved to" in empty.stderr
+    with pytest.raises(SystemExit):
+        fetch.main([*flags, "--cycles", "3", "--noise", "0.1"])
+    assert "saved with noise 0.2, and noise 0.1 is asked for" in capsys.readouterr().err
     (cut / "results.json").unlink()
-    assert run(*flags, "--cycles", "3").returncode == 0
+    fetch.main([*flags, "--cycles", "3"])
     assert curve(cut) == curve(whole), "where nothing is left to train, the results are written all the same"
+
+
+@pytest.mark.usefixtures("standard_promotion", "simulators_here")
+def test_what_was_learned_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a program, `--play` renders episodes of what was saved; where nothing was, it is refused."""
+    flags = [*TINY, "--cycles", "1", "--out", str(tmp_path), "--checkpoint", str(tmp_path / "checkpoint")]
+    with pytest.raises(SystemExit):
+        fetch.main([*flags, "--play"])
+    assert "checkpoint; give a folder that something was saved to" in capsys.readouterr().err
     if not can_render():
         pytest.skip("nothing here can render")
-    played = run(*flags, "--cycles", "3", "--play")
+    fetch.main(flags)
+    played = run(*flags, "--play")
     assert played.returncode == 0, played.stderr
-    assert (cut / "policy.gif").stat().st_size > 100_000
+    assert (tmp_path / "policy.gif").stat().st_size > 100_000
 
 
 @pytest.mark.parametrize(("task", "name"), fetch.TASKS.items())

@@ -1,7 +1,7 @@
 """Relabelling: which hindsight goals each strategy draws, with what probability, and what is recomputed for them.
 
 Transition `10 * episode + step` achieves a goal that holds this number, so that every goal names its source. A buffer is
-read whole through `sample`: stratified over equal priorities, 2 draws a copy reach every copy; the tests take 3.
+read whole through `sample`: stratified over equal priorities, 2 draws for each copy reach them all.
 All keys are fixed, and thresholds are such that a right library would fail a test under fewer than one key in a million.
 """
 
@@ -20,7 +20,7 @@ from distributions import FALSE_ALARM_RATE, STRATEGIES, WITHIN_EPISODE, geometri
 from numbered import decode, goal, make_of_fields, transition
 
 DESIRED_ID = -100
-NUM_BUFFERS = 400
+NUM_BUFFERS = 200
 NUM_GOALS = 32
 CAPACITY = 16
 MAX_EPISODE_LENGTH = 8
@@ -48,7 +48,7 @@ end_each = jax.jit(
     jax.vmap(lambda buffer, key, done: herjax.end_episode(buffer, goal(DESIRED_ID), key, done), in_axes=(0, 0, None))
 )
 draw_from_each = jax.jit(
-    jax.vmap(lambda buffer: herjax.sample(buffer, jax.random.key(3), 3 * CAPACITY * (1 + NUM_GOALS))),
+    jax.vmap(lambda buffer: herjax.sample(buffer, jax.random.key(3), 2 * CAPACITY * (1 + NUM_GOALS))),
 )
 
 
