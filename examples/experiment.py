@@ -101,7 +101,7 @@ def run(
     Returns:
       The state at the end, and what results.json holds: each metric by seed and evaluation.
     """
-    (loop, figures), evaluations, steps = restore(config, training.loop), config.evaluations, steps or config.eval_every
+    (loop, figures), evaluations, steps = restore(config, training), config.evaluations, steps or config.eval_every
     saved, taken, writers = time.monotonic(), len(figures["eval_steps"]), make_writers(config)
     size = {"total": evaluations * steps * config.seeds, "initial": taken * steps * config.seeds}
     with tqdm(desc=label, unit="step", unit_scale=True, disable=not config.progress, **size) as bar:
@@ -120,7 +120,7 @@ def run(
             bar.update(steps * config.seeds)
             is_last = taken == evaluations or is_over(figures)
             if config.checkpoint is not None and (is_last or time.monotonic() - saved >= config.checkpoint_seconds):
-                checkpoints.save(config.checkpoint, loop, settings=training_settings(config), notes=figures)
+                checkpoints.save(config.checkpoint, loop, settings=training_settings(config, training), notes=figures)
                 saved = time.monotonic()
     for writer in writers:
         writer.close()
@@ -128,20 +128,20 @@ def run(
     return loop, {"config": plain(config), **figures, **training.facts, "steps_per_second": rate}
 
 
-def restore(config: Flags, loop: Any) -> tuple[Any, dict[str, Any]]:
-    """The state and figures of a run that was killed, or `loop` and no figures where nothing is saved."""
-    new = (loop, {"eval_steps": [], "seconds": 0.0})
+def restore(config: Flags, training: Training) -> tuple[Any, dict[str, Any]]:
+    """The state and figures of a run that was killed, or its beginning where nothing is saved."""
+    new = (training.loop, {"eval_steps": [], "seconds": 0.0})
     if config.checkpoint is None:
         return new
     try:
-        return checkpoints.restore(config.checkpoint, loop, settings=training_settings(config)) or new
+        return checkpoints.restore(config.checkpoint, training.loop, settings=training_settings(config, training)) or new
     except ValueError as error:
         refuse(error)
 
 
-def training_settings(config: Flags) -> dict[str, Any]:
-    """What a run must go on with; on other devices its seeds would be shared out, and rounded, differently."""
-    return {"devices": jax.local_device_count()} | counted(config)
+def training_settings(config: Flags, training: Training) -> dict[str, Any]:
+    """What a run must go on with; on more devices its seeds would be shared out, and rounded, differently."""
+    return {"devices": training.facts["devices"]} | counted(config)
 
 
 def kept(folder: Path, config: AnyFlags, train: Callable[[AnyFlags], dict[str, Any]]) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def main(args: Sequence[str] | None = None) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     if config.play:
         simulators.close()
-        loop, figures = experiment.restore(config, training.loop)
+        loop, figures = experiment.restore(config, training)
         if not figures["eval_steps"]:
             flags.refuse(f"--checkpoint is {config.checkpoint}; give a folder that something was saved to, to be played.")
         draw_policy(config, loop.agent, config.out / "policy.gif")

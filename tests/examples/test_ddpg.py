@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,10 @@ def mlp(params: Any, *inputs: np.ndarray) -> np.ndarray:
     return np.asarray(hidden @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"])
 
 
-def filled(config: ddpg.Config, key: jax.Array) -> tuple[ddpg.Loop, planar.Episodes]:
-    """A loop that has stored some episodes, and has statistics of them."""
+@cache
+def filled(config: ddpg.Config) -> tuple[ddpg.Loop, planar.Episodes]:
+    """A loop that has stored some episodes, and has statistics of them; made once."""
+    key = jax.random.key(0)
     loop = ddpg.start(config, key)
     episodes = planar.play(config.task, ddpg.behave(config, loop.agent, greedy=False), key, config.num_envs)
     agent = ddpg.see(loop.agent, episodes.transitions, episodes.goal)
@@ -81,7 +83,7 @@ def filled(config: ddpg.Config, key: jax.Array) -> tuple[ddpg.Loop, planar.Episo
 def test_targets_are_the_papers(bias: float, num_steps: int, key: jax.Array) -> None:
     """Reward + discount * Q'(s', pi'(s'), g) by the target networks, between -1 / (1 - discount) and 0; also after 3 steps."""
     config = dataclasses.replace(TINY, discount=0.9, num_steps=num_steps)
-    loop, episodes = filled(config, key)
+    loop, episodes = filled(config)
     critic = jax.tree.map(lambda leaf: leaf + (bias if leaf.shape == (1,) else 0.1), loop.agent.networks.critic)
     actor = jax.tree.map(lambda leaf: leaf + 0.1, loop.agent.networks.actor)
     agent = loop.agent.replace(targets=ddpg.Networks(actor, critic))
@@ -104,7 +106,7 @@ def test_targets_are_the_papers(bias: float, num_steps: int, key: jax.Array) -> 
 def test_an_update_follows_both_gradients(key: jax.Array) -> None:
     """Learning moves the critic towards the targets and the actor to higher values, and the targets a share of the way."""
     config = dataclasses.replace(TINY, updates=200, batch_size=64, target_decay=0.75, action_penalty=0.0)
-    loop, _ = filled(config, key)
+    loop, _ = filled(config)
     sample = herjax.sample(loop.buffer, key, config.updates * config.batch_size)
     agent, _ = ddpg.learn(config, loop.agent, sample)
     observation, goal = (
@@ -129,7 +131,7 @@ def test_an_update_follows_both_gradients(key: jax.Array) -> None:
 def test_the_critic_learns_nothing_from_the_actors_loss(key: jax.Array) -> None:
     """Where the critic's error is zero by construction, its parameters stay, however the actor moves."""
     config = dataclasses.replace(TINY, updates=1, batch_size=16, discount=0.0)
-    loop, _ = filled(config, key)
+    loop, _ = filled(config)
     zeros = jax.tree.map(jnp.zeros_like, loop.agent.networks.critic)
     layers = zeros["params"] | {"Dense_1": loop.agent.networks.critic["params"]["Dense_1"]}  # Its output: the bias, 0.
     agent = loop.agent.replace(networks=loop.agent.networks._replace(critic={"params": layers}))

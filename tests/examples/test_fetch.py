@@ -26,8 +26,8 @@ TINY += ["--num-steps", "3", "--strategy", "future=0.8,random=0.2", "--hindsight
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    """Runs the script to its end."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    """Runs the script to its end, where there are two devices: it takes one."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     return subprocess.run(
         [sys.executable, SCRIPT, *flags], capture_output=True, text=True, timeout=600, check=False, env=environment
     )

@@ -58,15 +58,19 @@ run_each = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (0, None)))
 
 
 @pytest.mark.parametrize(
-    ("strategy", "options"),
-    [("future", {}), ("random", {}), ("future", {"relabel": "sample"}), ("episode", {"relabel": "sample", "num_envs": 2})],
+    "options",
+    [
+        {"strategy": "future", "priority_exponent": None},
+        {"strategy": "future"},
+        {"strategy": "random"},
+        {"strategy": "future", "relabel": "sample"},
+        {"strategy": "episode", "relabel": "sample", "num_envs": 2},
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("priority_exponent", [None, 0.6])
-def test_eager_jitted_scanned_and_vmapped_agree(
-    priority_exponent: float | None, strategy: str, options: dict[str, object], key: jax.Array
-) -> None:
+def test_eager_jitted_scanned_and_vmapped_agree(options: dict[str, object], key: jax.Array) -> None:
     """The same keys give the same batches and states, call by call or in one compiled scan, alone or vmapped."""
-    buffer = make(priority_exponent, capacity=40, strategy=strategy, **options)
+    buffer = make(**({"priority_exponent": 0.6, "capacity": 40} | options))
     keys = jax.random.split(key, 3)
     scanned = [observe(*run(key, buffer)) for key in keys]
 
