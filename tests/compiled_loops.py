@@ -17,7 +17,7 @@ from jax.experimental import topologies
 
 import herjax
 
-CAPACITY, LENGTH, BATCH, STEPS, SIZE = 160_000, 8, 16, 10, 6
+CAPACITY, LENGTH, BATCH, STEPS, SIZE = 1_600_000, 8, 16, 10, 6
 H100 = Path(__file__).with_name("h100.txtpb")
 
 SETTINGS: dict[str, dict[str, Any]] = {
