@@ -140,7 +140,7 @@ def restore(config: Flags, training: Training) -> tuple[Any, dict[str, Any]]:
 
 
 def training_settings(config: Flags, training: Training) -> dict[str, Any]:
-    """What a run must go on with; on more devices its seeds would be shared out, and rounded, differently."""
+    """What a run must go on with; over more or fewer devices its seeds would be shared out, and rounded, differently."""
     return {"devices": training.facts["devices"]} | counted(config)
 
 

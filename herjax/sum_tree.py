@@ -17,7 +17,7 @@ FANOUT_BITS = 3
 FANOUT = 2**FANOUT_BITS
 _FEW = 256  # A level of at most this many nodes, or twice as many as changed, is summed whole: faster than to gather children.
 MOST_LEAVES = 2**24
-"""Leaves that `set_leaves` sets in one call: float32 holds no larger integers exactly."""
+"""Leaves that `set_leaves` sets in one call: float32 does not hold all larger integers."""
 
 SumTree: TypeAlias = tuple[jax.Array, ...]
 """Levels from the leaves up, float32 [nodes * FANOUT] each. Small ones near the root are not stored, but summed when needed.
