@@ -57,7 +57,15 @@ def test_step_cost_reports_every_setting(tmp_path: Path, monkeypatch: pytest.Mon
     out = tmp_path / "step_cost.json"
     flags = "--seeds 2 --batch-sizes 4 --capacities 100 --num-steps 1 3 --steps 3 --rounds 2 --full --out"
     monkeypatch.setattr(sys, "argv", ["step_cost.py", *flags.split(), str(out)])
+    full: list[bitflip.Config] = []
+
+    def filled(config: bitflip.Config, key: jax.Array) -> bitflip.Loop:
+        full.append(config)
+        return bitflip.start(config, key)  # Is compiled sooner; the test above is of the real one.
+
+    monkeypatch.setattr(step_cost, "filled", filled)
     step_cost.main()
+    assert len(full) == 1 + 2 * 2 + 4 + 5, "with --full every program starts from a full buffer"
     found = json.loads(out.read_text())
     assert len(found["rows"]) == 1 + 2 * 2
     assert sum(row["over_first"] == [1.0, 1.0, 1.0] for row in found["rows"]) == 3, "the floor, and one of each kind"
