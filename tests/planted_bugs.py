@@ -32,8 +32,8 @@ class Bug:
 
 
 RELABELLING = ("test_relabel", "test_num_envs", "test_buffer")
-STORAGE = ("test_buffer", "test_num_envs")
-ENVIRONMENTS = ("test_num_envs",)
+STORAGE = ("test_buffer", "test_random_calls")
+ENVIRONMENTS = ("test_num_envs", "test_random_calls")
 PRIORITIES = ("test_priorities", "test_sum_tree")
 WINDOWS = ("test_n_steps", "test_random_calls")
 MIXTURES = ("test_mixtures", "test_random_calls")

@@ -226,25 +226,23 @@ def test_bad_flags_get_one_line_and_status_2(options: str, remedy: str, capsys: 
     assert capsys.readouterr().err.partition(": ")[2] == f"{remedy}\n"
 
 
-def test_script_shares_seeds_out_among_devices(tmp_path: Path) -> None:
-    """Run as a program, on one device or on two of which one gets fewer seeds, it finds the same and counts every step once."""
-    options = ["--num-bits", "3", "--steps", "40", "--seeds", "3", "--eval-every", "20", "--max-episode-length", "5"]
-    results = []
-    for devices in (1, 2):
-        out = tmp_path / str(devices)
-        done = subprocess.run(
-            [sys.executable, bitflip.__file__, *options, "--out", str(out)],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert "120/120" in done.stderr
-        assert "success" in done.stderr
-        assert "last ten evaluations" in done.stdout
-        results.append(json.loads((out / "results.json").read_text()))
-        assert results[-1]["devices"] == devices
-    one, two = results
+def test_script_shares_seeds_out_among_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a program on two devices, one of which gets fewer seeds, it finds what one device does, and counts every step once."""
+    flags = ["--num-bits", "3", "--steps", "40", "--seeds", "3", "--eval-every", "20", "--max-episode-length", "5", "--out"]
+    bitflip.main([*flags, str(tmp_path / "1")])
+    program = subprocess.run(
+        [sys.executable, bitflip.__file__, *flags, str(tmp_path / "2")],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for out, err in (capsys.readouterr(), (program.stdout, program.stderr)):
+        assert "120/120" in err
+        assert "success" in err
+        assert "last ten evaluations" in out
+    one, two = (json.loads((tmp_path / devices / "results.json").read_text()) for devices in "12")
+    assert (one["devices"], two["devices"]) == (1, 2)
     assert np.shape(one["loss"]) == np.shape(two["loss"]) == (3, 2)
     assert len({tuple(losses) for losses in two["loss"]}) == 3, "each seed has its own run"
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)

@@ -1,27 +1,17 @@
-"""The buffer against a plain NumPy oracle: what it holds, what it draws, and what leaves it as it was."""
+"""The buffer call by call: what it holds, what it draws, and what leaves it as it was. test_random_calls.py mixes all calls."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from jax.experimental import checkify
 from scipy import stats
 
 import herjax
-from distributions import WITHIN_EPISODE
 from herjax.state import scale
 from numbered import achieved_of_fields, decode, goal, make_of_fields, reward_of_fields, transition
-from oracle import Oracle
-
-CALLS_BETWEEN_SAMPLES = 24
-COVERING_BATCH = 4096  # Misses one of the at most 120 copies below with probability under 1e-12.
-ADD, END, NOT_DONE, NOTHING = range(4)
-
 
 empty_buffer = partial(make_of_fields, max_episode_length=4)
 
@@ -64,126 +54,6 @@ def assert_same_observables(left: herjax.BufferState, right: herjax.BufferState)
             key = jax.random.key(seed)
             assert_same_batch(herjax.sample(left, key, 64), herjax.sample(right, key, 64))
         left, right = (add_episode(state, [901, 902, 903], -90) for state in (left, right))
-
-
-# Random sequences of calls, against the oracle.
-
-
-class Calls(NamedTuple):
-    """A sequence of calls, each field [CALLS_BETWEEN_SAMPLES] int32."""
-
-    kind: np.ndarray
-    number: np.ndarray
-    pursued: np.ndarray
-    seed: np.ndarray
-
-
-@jax.jit
-def make_calls(state: herjax.BufferState, calls: Calls) -> tuple[herjax.BufferState, jax.Array, jax.Array]:
-    """The state after all calls, and the size and num_dropped after each."""
-
-    def call(state: herjax.BufferState, c: Calls) -> tuple[herjax.BufferState, tuple[jax.Array, jax.Array]]:
-        def end_episode(state: herjax.BufferState) -> herjax.BufferState:
-            return herjax.end_episode(state, goal(c.pursued), jax.random.key(c.seed), done=c.kind == END)
-
-        def add(state: herjax.BufferState) -> herjax.BufferState:
-            return herjax.add(state, transition(c.number))
-
-        state = jax.lax.switch(c.kind, [add, end_episode, end_episode, lambda state: state], state)
-        return state, (herjax.size(state), state.num_dropped)
-
-    state, (sizes, num_dropped) = jax.lax.scan(call, state, calls)
-    return state, sizes, num_dropped
-
-
-def call_sequences(max_episode_length: int) -> st.SearchStrategy[list[int]]:
-    """Calls of 20 to 50 episodes: empty ones, too long ones, and ends that are not done in between."""
-    step = st.sampled_from([[ADD], [ADD], [ADD], [ADD, NOT_DONE], [NOT_DONE, ADD]])
-    lengths = st.integers(0, max_episode_length + 2)
-    episode = lengths.flatmap(lambda length: st.lists(step, min_size=length, max_size=length))
-    full = st.just([[ADD]] * max_episode_length)
-    return st.lists(st.one_of(episode, full, episode), min_size=20, max_size=50).map(
-        lambda episodes: [kind for steps in episodes for kind in [*(k for s in steps for k in s), END]]
-    )
-
-
-def assert_holds(
-    state: herjax.BufferState, oracle: Oracle, strategy: str, copies: int, *, seed: int
-) -> dict[int, dict[int, int]]:
-    """Assert that draws reach every copy held and nothing else; the source at every index, by transition."""
-    batch = herjax.sample(state, jax.random.key(seed), COVERING_BATCH)
-    assert bool(herjax.can_sample(state)) == (oracle.num_held > 0)
-    if not oracle.held:
-        assert not has_nonzero((batch.transition, batch.goal, batch.reward, batch.weights))
-        return {}
-    numbers, goals = decode(batch)
-    np.testing.assert_allclose(batch.probabilities, 1 / (oracle.num_held * copies), rtol=1e-4)
-    np.testing.assert_allclose(batch.weights, 1, rtol=1e-4)
-    where: dict[int, dict[int, int]] = {}
-    rows = np.unique(np.stack([np.asarray(batch.indices), numbers, goals], axis=1), axis=0)
-    assert len(np.unique(rows[:, 0])) == len(rows), "one index, two transitions or goals"
-    for index, number, source in rows.tolist():
-        where.setdefault(number, {})[index] = source
-    assert sorted(where) == sorted(oracle.held)
-    episode_of, distribution = oracle.episode_of(), WITHIN_EPISODE.get(strategy, ("random", None))[1]
-    for number, goals in where.items():
-        pursued = [source for source in goals.values() if source < 0]
-        assert pursued == [episode_of[number].goal]
-        assert len(goals) == copies
-        sources = episode_of[number].goal_chances(number, {distribution: 1})
-        assert {source for source in goals.values() if source >= 0} <= sources.keys()
-    return where
-
-
-@pytest.mark.parametrize(
-    ("capacity", "max_episode_length", "strategy", "num_goals", "priority_exponent"),
-    [
-        (1, 1, "final", 1, None),
-        (4, 4, "future", 2, 0.6),
-        (6, 4, "episode", 1, None),
-        (7, 4, "future", 3, None),
-        (8, 4, "final", 3, 0.6),
-        (9, 5, "random", 2, 0.6),
-        (30, 5, "episode", 3, 0.6),
-        (30, 5, "random", 2, None),
-        (13, 5, "future", 0, None),
-    ],
-)
-def test_any_sequence_of_calls_holds_what_a_list_of_episodes_holds(
-    capacity: int, max_episode_length: int, strategy: str, num_goals: int, priority_exponent: float | None
-) -> None:
-    """Whatever the calls, what is drawn is what the oracle holds, with its goals, at indices that stay its own."""
-    copies = 1 + (min(num_goals, 1) if strategy == "final" else num_goals)
-    start = empty_buffer(
-        capacity=capacity,
-        max_episode_length=max_episode_length,
-        strategy=strategy,
-        num_goals=num_goals,
-        priority_exponent=priority_exponent,
-    )
-
-    @settings(max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    @given(call_sequences(max_episode_length), st.integers(0, 1000))
-    def holds_the_same(kinds: list[int], seed: int) -> None:
-        state, oracle, number, seen = start, Oracle(capacity, max_episode_length), 0, {}
-        for begin in range(0, len(kinds), CALLS_BETWEEN_SAMPLES):
-            made = kinds[begin : begin + CALLS_BETWEEN_SAMPLES]
-            numbers = np.arange(number + 1, number + 1 + CALLS_BETWEEN_SAMPLES, dtype=np.int32)
-            number = int(numbers[-1])
-            padded = np.array(made + [NOTHING] * (CALLS_BETWEEN_SAMPLES - len(made)), np.int32)
-            state, sizes, num_dropped = make_calls(state, Calls(padded, numbers, -numbers, seed + numbers))
-            for kind, n, size, dropped in zip(made, numbers.tolist(), sizes.tolist(), num_dropped.tolist(), strict=False):
-                if kind == ADD:
-                    oracle.add(n)
-                else:
-                    oracle.end_episode(-n, done=kind == END)
-                assert size == oracle.num_held
-                assert dropped == oracle.num_dropped
-            where = assert_holds(state, oracle, strategy, copies, seed=seed + number)
-            assert all(seen[n] == where[n] for n in seen.keys() & where.keys()), "a copy changed its index or goal"
-            seen = where
-
-    holds_the_same()
 
 
 # What is held, and what is not.

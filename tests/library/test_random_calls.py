@@ -287,7 +287,8 @@ CALLS = {
     "update_priorities",
     "round_trip",
 }
-DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in (pairwise(), wider()))
+ONE_STEP = Configuration("final", None, "episode_end", 0.6, 3, share=1, max_episode_length=1, num_steps=1, discount=None)
+DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in ([*pairwise(), ONE_STEP], wider()))
 
 
 # The machine.
