@@ -199,7 +199,7 @@ BUGS = (
         "buffer.py",
         "full = stored & (state.held + state.pending >= config.capacity_per_env)",
         "full = mask & (state.held + state.pending >= config.capacity_per_env)",
-        ("test_random_calls", *STORAGE),
+        STORAGE,
     ),
     Bug(
         "late goals: a step is taken for the one after it",

@@ -61,7 +61,7 @@ def test_step_cost_reports_every_setting(tmp_path: Path, monkeypatch: pytest.Mon
 
     def filled(config: bitflip.Config, key: jax.Array) -> bitflip.Loop:
         full.append(config)
-        return bitflip.start(config, key)  # Is compiled sooner; the test above is of the real one.
+        return bitflip.start(config, key)  # Which compiles sooner. The real one is tested above.
 
     monkeypatch.setattr(step_cost, "filled", filled)
     step_cost.main()

@@ -228,10 +228,10 @@ def test_bad_flags_get_one_line_and_status_2(options: str, remedy: str, capsys: 
 
 def test_script_shares_seeds_out_among_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a program on two devices, one of which gets fewer seeds, it finds what one device does, and counts every step once."""
-    flags = ["--num-bits", "3", "--steps", "40", "--seeds", "3", "--eval-every", "20", "--max-episode-length", "5", "--out"]
-    bitflip.main([*flags, str(tmp_path / "1")])
+    options = ["--num-bits", "3", "--steps", "40", "--seeds", "3", "--eval-every", "20", "--max-episode-length", "5", "--out"]
+    bitflip.main([*options, str(tmp_path / "1")])
     program = subprocess.run(
-        [sys.executable, bitflip.__file__, *flags, str(tmp_path / "2")],
+        [sys.executable, bitflip.__file__, *options, str(tmp_path / "2")],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
         capture_output=True,
         text=True,

@@ -88,7 +88,3 @@ class Oracle:
     def held(self) -> list[int]:
         """The newest finished transitions, oldest first."""
         return self.finished[len(self.finished) - self.num_held :]
-
-    def episode_of(self) -> dict[int, Episode]:
-        """The episode of each finished transition."""
-        return {transition: episode for episode in self.episodes for transition in episode.transitions}

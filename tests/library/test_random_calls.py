@@ -287,8 +287,14 @@ CALLS = {
     "update_priorities",
     "round_trip",
 }
-ONE_STEP = Configuration("final", None, "episode_end", 0.6, 3, share=1, max_episode_length=1, num_steps=1, discount=None)
-DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in ([*pairwise(), ONE_STEP], wider()))
+# What is not among the pairs: a single row; and hindsight goals of one source alone, in a share of more than three episodes.
+EDGES = (
+    Configuration("final", None, "episode_end", None, 3, share=1, max_episode_length=1, num_steps=1, discount=None),
+    Configuration("future", 3, "episode_end", 0.6, 2, share=7, max_episode_length=2, num_steps=1, discount=None),
+    Configuration("final", 2, "sample", 0.6, 2, share=7, max_episode_length=2, num_steps=1, discount=None),
+    Configuration("random", 3, "sample", None, 2, share=7, max_episode_length=2, num_steps=1, discount=None),
+)
+DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in ([*pairwise(), *EDGES], wider()))
 
 
 # The machine.
