@@ -14,7 +14,7 @@ Each step of the loop then calls, in this order:
     buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(td_error))  # only with a priority_exponent
 
 - `size` and `can_sample` say what the buffer holds. `check`, outside of the loop, says whether a state is sound.
-- `discard` drops a running episode. `after` keeps some loops from copying the buffer.
+- `discard` drops a running episode. `after` and `in_all_runs` keep some loops from copying the buffer.
 - `geometric` and `mixture` make strategies, besides "future", "final", "episode" and "random".
 - `herjax.envs` has environments, `herjax.checkpoints` saves training states. `__version__` is the version.
 
@@ -27,6 +27,7 @@ from types import ModuleType
 
 from herjax.buffer import add, discard, end_episode, init
 from herjax.invariants import check
+from herjax.lanes import in_all_runs
 from herjax.prioritized import update_priorities
 from herjax.sampling import Sample, sample
 from herjax.state import BufferState, after, can_sample, size
@@ -52,6 +53,7 @@ __all__ = [
     "discard",
     "end_episode",
     "geometric",
+    "in_all_runs",
     "init",
     "mixture",
     "sample",

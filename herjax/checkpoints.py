@@ -5,28 +5,24 @@ its buffers, the shapes of its arrays, and each file's length and checksum. The 
 is replaced: a process killed before it leaves the state before, and one killed after it the new one.
 """
 
-import dataclasses
 import json
 import os
 import re
 import shutil
 import zlib
-from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from herjax.rows import Layout, Pytree
-from herjax.state import BufferState
+from herjax.records import Json, describe, leaves_by_name, notes_as_json, settings_as_json
+from herjax.rows import Pytree
 
-_FORMAT = 3  # Of saved.json and of a buffer's rows: higher where older states must not be restored.
+_FORMAT = 4  # Of saved.json and of a buffer's rows: higher where older states must not be restored.
 _RECORD = "saved.json"
 _NAMES = re.compile(r"state-(\d+)(\.orbax-checkpoint-tmp.*)?")  # Of folders that are ours, finished or not.
-
-Json: TypeAlias = dict[str, Any]
-"""What JSON can say, by name."""
 
 
 class Saved(NamedTuple):
@@ -43,13 +39,16 @@ def save(folder: Path | str, tree: Pytree, *, settings: Json | None = None, note
 
     Args:
       folder: made where there is none. It holds one state, `state-1`, `state-2` and so on; what has other names is left alone.
-      tree: a pytree of arrays and buffers, such as the carry of a training loop after any step.
-      settings: what else must be alike where this state goes on, such as a learning rate.
-      notes: what else to keep, such as the figures so far.
+      tree: a pytree of arrays, numbers and buffers, such as the carry of a training loop after any step.
+      settings: what else must be alike where this state goes on, such as a learning rate: numbers, text, arrays, lists, dicts;
+        functions count by their names.
+      notes: what else to keep, such as the figures so far: numbers, text, lists, dicts. An array comes back as a list.
 
     Raises:
       RuntimeError: there are several processes.
-      ValueError: what the folder holds is damaged.
+      ValueError: what the folder holds is damaged, or two parts of the tree have one name.
+      TypeError: a part of the tree, of the settings or of the notes is of a kind that would not come back. As with all of
+        these, what was saved before stays.
 
     Example:
       >>> import jax.numpy as jnp, herjax.checkpoints as checkpoints
@@ -60,11 +59,17 @@ def save(folder: Path | str, tree: Pytree, *, settings: Json | None = None, note
     _require_one_process()
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"format": _FORMAT, "settings": _plain(settings or {}), "state": describe(tree), "notes": _plain(notes or {})}
+    record = {
+        "format": _FORMAT,
+        "settings": settings_as_json(settings or {}),
+        "state": describe(tree),
+        "notes": notes_as_json(notes or {}),
+    }
     before = _read_record(folder)
     name = f"state-{1 + _number(before['name']) if before else 1}"
-    with ocp.StandardCheckpointer() as checkpointer:  # Has written all of it when it is left.
-        checkpointer.save(folder / name, tree, force=True)  # One killed while it saved may have left that name behind.
+    if arrays := {name: _array(leaf) for name, leaf in leaves_by_name(tree).items() if np.size(leaf)}:
+        with ocp.StandardCheckpointer() as checkpointer:  # Has written all of it when it is left.
+            checkpointer.save(folder / name, arrays, force=True)  # One killed while it saved may have left that name behind.
     files = {str(file.relative_to(folder)): _fingerprint(file) for file in (folder / name).rglob("*") if file.is_file()}
     _write_record(folder, record | {"name": name, "files": files})
     _delete_states(folder, but=name)
@@ -95,15 +100,18 @@ def restore(folder: Path | str, tree: Pytree, *, settings: Json | None = None) -
     if record is None:
         return None
     _compare(folder, {"format": record["format"]}, {"format": _FORMAT})
-    _compare(folder, record["settings"], _plain(settings or {}))
+    _compare(folder, record["settings"], settings_as_json(settings or {}))
     _compare(folder, record["state"], describe(tree))
     for name, written in record["files"].items():
         found = _fingerprint(folder / name) if (folder / name).is_file() else "missing"
         if found != written:
             raise ValueError(f"{folder / name} is {found}, but {written} was written: it is damaged; give another folder.")
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return Saved(checkpointer.restore(folder / record["name"], abstract), record["notes"])
+    leaves, arrays = leaves_by_name(tree), {}
+    if abstract := {name: ocp.utils.to_shape_dtype_struct(_array(leaf)) for name, leaf in leaves.items() if np.size(leaf)}:
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays = checkpointer.restore(folder / record["name"], abstract)
+    restored = [_like(leaf, arrays.get(name)) for name, leaf in leaves.items()]
+    return Saved(jax.tree.unflatten(jax.tree.structure(tree), restored), record["notes"])
 
 
 def discard(folder: Path | str) -> None:
@@ -123,28 +131,16 @@ def discard(folder: Path | str) -> None:
         folder.rmdir()
 
 
-def describe(tree: Pytree) -> Json:
-    """What must be alike for one state to go on as another: each buffer's settings, and each array's shape and dtype.
+def _array(leaf: Any) -> Any:
+    """What orbax stores of a leaf: it takes no scalar of NumPy's."""
+    return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
 
-    Functions count by their names, so give those that differ different ones. `restore` compares it; where orbax is used by
-    itself, it can be kept beside the state.
 
-    Example:
-      >>> import jax.numpy as jnp, herjax.checkpoints as checkpoints
-      >>> checkpoints.describe({"steps": jnp.int32(3), "weights": jnp.zeros((2, 4))})
-      {'steps': 'int32[]', 'weights': 'float32[2, 4]'}
-    """
-    found: Json = {}
-    nodes = jax.tree.leaves_with_path(tree, is_leaf=lambda node: isinstance(node, BufferState))
-    for path, buffer in nodes:
-        if isinstance(buffer, BufferState):
-            for field in dataclasses.fields(buffer.config):
-                if field.compare:  # Others follow from these.
-                    found[_dotted(path, field.name)] = _described(getattr(buffer.config, field.name))
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
-        found[_dotted(path) or "array"] = f"{dtype}{list(jax.numpy.shape(leaf))}"
-    return found
+def _like(leaf: Any, found: Any) -> Any:
+    """What was found, as the leaf is that was asked for; an array without elements is not stored."""
+    if found is None:
+        return jax.numpy.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    return found[()] if isinstance(leaf, np.generic) else found
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -216,29 +212,6 @@ def _fingerprint(file: Path) -> str:
         while part := stream.read(2**20):
             checksum, length = zlib.crc32(part, checksum), length + len(part)
     return f"{length} bytes (CRC-32 {checksum:08x})"
-
-
-def _plain(values: Json) -> Json:
-    """The same as JSON brings it back: a number of NumPy's as Python's, a tuple as a list, what it has no word for as text."""
-
-    def as_json(value: Any) -> Any:
-        return value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else str(value)
-
-    plain: Json = json.loads(json.dumps(values, default=as_json))
-    return plain
-
-
-def _described(value: Any) -> Any:
-    """A setting as JSON; of functions their name, since where they lie in memory tells nothing."""
-    if isinstance(value, Layout):
-        return ", ".join(f"{leaf.path} {leaf.dtype}{list(leaf.shape)}" for leaf in value.leaves)
-    if value is None or isinstance(value, str | Real):
-        return value
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
-def _dotted(path: tuple[Any, ...], *names: str) -> str:
-    return ".".join([part for part in [jax.tree_util.keystr(path, simple=True, separator="."), *names] if part])
 
 
 def _require_one_process() -> None:

@@ -35,45 +35,97 @@ def number(name: str, value: float, most: float | None = None) -> float:
     return plain
 
 
+def array(name: str, value: Pytree, wanted: str) -> jax.Array:
+    """`value`, which may be traced, as an array; `TypeError` where it cannot be one."""
+    try:
+        return jnp.asarray(value if value is not None else "None")  # Some JAX take None for a NaN.
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} is {value!r}; give {wanted}.") from error
+
+
 def real(name: str, value: jax.Array | float, wanted: str) -> jax.Array:
     """`value`, which may be traced, as an array; refused where it is not one real number."""
     if value is None:
         raise ValueError(f"{name} is None; give {wanted}.")
-    array = jnp.asarray(value)
-    if array.shape or not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        raise ValueError(f"{name} is of shape {array.shape} and dtype {array.dtype}; give {wanted}.")
-    return array
+    number = array(name, value, wanted)
+    if number.shape or not any(jnp.issubdtype(number.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise ValueError(f"{name} is of shape {number.shape} and dtype {number.dtype}; give {wanted}.")
+    return number
 
 
-def function(name: str, value: Callable[..., Any], *arguments: str) -> None:
-    """`TypeError` unless `value` is a function of these arguments."""
-    call = f"({', '.join(arguments)})"
-    if not callable(value):
-        raise TypeError(f"{name} is {value!r}; give a function {call}.")
+def result(name: str, function: Callable[..., Any], **examples: Pytree) -> Pytree:
+    """The shapes that a function of these examples, by position, returns; what it raises is explained.
+
+    Raises:
+      TypeError: it is no function, takes other arguments, asks for values that JAX only traces, or raises one itself.
+      ValueError: it raises anything else.
+    """
+    call = f"({', '.join(examples)})"
+    if not callable(function):
+        raise TypeError(f"{name} is {function!r}; give a function {call}.")
     try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):  # Some functions written in C do not tell.
-        return
+        return jax.eval_shape(lambda *given: function(*given), *examples.values())  # noqa: PLW0108 - JAX would compare it by ==.
+    except Exception as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(_explained(name, function, examples, error)) from error
+
+
+def _explained(name: str, function: Callable[..., Any], examples: dict[str, Pytree], error: Exception) -> str:
+    """What is wrong with a function that raised `error` when it was given these examples."""
+    call = f"({', '.join(examples)})"
+    for kind, fault in _TRACED.items():
+        if isinstance(error, kind):
+            return f"{name} {fault}"
     try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise TypeError(
-            f"{name} is called as {name}{call}, and takes {signature} ({error}); give a function {call}, such as a lambda."
-        ) from error
+        signature = inspect.signature(function)
+        signature.bind(*examples)
+    except TypeError as mismatch:
+        if isinstance(error, TypeError):
+            taken = f"{name} is called as {name}{call}, and takes {signature} ({mismatch})"
+            return f"{taken}; give a function {call}, such as a lambda."
+    except ValueError:  # Some functions written in C do not tell.
+        pass
+    shapes = ", ".join(f"{argument}: {_shapes(example)}" for argument, example in examples.items())
+    return (
+        f"{name} raised {type(error).__name__}: {error}. herjax calls it for one transition, without an axis for a batch, and "
+        f"vmaps it; write it for {shapes}."
+    )
 
 
-def result(name: str, function: Callable[..., Any], *examples: Pytree) -> Pytree:
-    """The shapes that a function of these examples returns. `TypeError` where it takes them out of JAX."""
-    try:
-        return jax.eval_shape(function, *examples)
-    except jax.errors.TracerArrayConversionError as error:
-        raise TypeError(f"{name} makes NumPy arrays of its arguments, which JAX traces; use jax.numpy in it.") from error
+_TRACED: dict[type[Exception], str] = {
+    jax.errors.TracerBoolConversionError: "asks whether a number is true, as `if`, `and`, `not` and `while` do, but JAX traces "
+    "it and knows no number; use jnp.where, `&`, `~`.",
+    jax.errors.TracerArrayConversionError: "makes NumPy arrays of its arguments, which JAX traces; use jax.numpy in it.",
+    jax.errors.NonConcreteBooleanIndexError: "picks elements by a bool array, but JAX traces it and cannot say how many there "
+    "are; use jnp.where.",
+    jax.errors.ConcretizationTypeError: "makes a number of Python's of an array, as float() and int() do, but JAX traces it "
+    "and knows no number; use jax.numpy in it, such as astype.",
+    jax.errors.TracerIntegerConversionError: "takes a number for an index or a length of Python's, but JAX traces it and knows "
+    "no number; use jax.numpy in it, such as jnp.take.",
+}
+"""What JAX refuses to do with what it traces, the special before the general."""
 
 
-def scalar(name: str, result: Pytree) -> None:
-    """`ValueError` unless the function `name` has returned one number, not batched."""
+def _shapes(tree: Pytree) -> str:
+    """Shapes and dtypes, short."""
+    short = jax.tree.map(lambda leaf: _Short(f"{leaf.dtype}{list(leaf.shape)}"), tree)
+    return str(short)
+
+
+class _Short(str):
+    """A text that is shown without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def scalar(name: str, result: Pytree, *kinds: type) -> None:
+    """`ValueError` unless the function `name` has returned one number, not batched; `TypeError` unless of one of `kinds`."""
     if not isinstance(result, jax.ShapeDtypeStruct) or result.shape:
         raise ValueError(f"{name} returns {result}; return one scalar (shape ()) for one transition: herjax vmaps it.")
+    if not any(jnp.issubdtype(result.dtype, kind) for kind in kinds):
+        wanted = " or ".join({jnp.floating: "a float", jnp.integer: "an integer", jnp.bool_: "a bool"}[kind] for kind in kinds)
+        raise TypeError(f"{name} returns dtype {result.dtype}; return {wanted}; astype converts it.")
 
 
 def key(value: jax.Array) -> None:
@@ -89,10 +141,11 @@ def key(value: jax.Array) -> None:
 
 def flags(name: str, value: jax.Array | bool, num_envs: int | None) -> jax.Array:
     """`value`, bool [], or [num_envs] if there is an axis for environments, as bool [num_envs or 1]; refuses all else."""
-    value = jnp.asarray(value)
+    expected, remedy = "()", "one bool; for n environments give init num_envs=n"
+    if num_envs is not None:
+        expected, remedy = f"() or ({num_envs},)", "one bool for all environments, or one for each"
+    value = array(name, value, remedy)
     if value.shape and value.shape != (num_envs,):
-        expected = "()" if num_envs is None else f"() or ({num_envs},)"
-        remedy = "one bool" if num_envs is None else "one bool for all environments, or one for each"
         raise ValueError(f"{name} has shape {value.shape}, expected {expected}; pass {remedy}.")
     if value.dtype != jnp.bool_:
         raise TypeError(f"{name} has dtype {value.dtype}, expected bool; convert it with astype(bool).")

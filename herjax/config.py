@@ -10,7 +10,7 @@ import numpy as np
 
 from herjax import checks
 from herjax.functions import Function, Goal, GoalFn, RewardFn, TerminatedFn
-from herjax.rows import INT32_MAX, Layout, Pytree
+from herjax.rows import INT32_MAX, Layout, Leaf, Pytree
 from herjax.strategies import Mixture, as_mixture
 
 
@@ -31,7 +31,7 @@ class Visit(NamedTuple):
     length: jax.Array  # int32 []; transitions of the episode.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Config:
     """Everything that decides shapes and behaviour. Static; what `init` documents has the meaning that it has there.
 
@@ -108,30 +108,31 @@ class Config:
         """Calls each function once on shapes, and keeps the layouts that follow."""
         if not self.transition.words:
             raise ValueError("transition holds no element; give a pytree with at least one array that has some.")
-        for name in ("goal_fn", "reward_fn", "terminated_fn"):
-            function = getattr(self, name)
-            if function is not None or name != "terminated_fn":
-                checks.function(name, function, "transition", *(["goal"] if name != "goal_fn" else []))
-                self._set(name, Function(function))
         example = self.transition.struct()
-        goal = Layout.of("goal", checks.result("goal_fn", self.goal_fn, example))
+        goal = Layout.of("goal", checks.result("goal_fn", self.goal_fn, transition=example))
         if not goal.words:
             raise ValueError("goal_fn returns no element; return the goal that the transition achieved.")
-        reward = checks.result("reward_fn", self.reward_fn, example, goal.struct())
-        checks.scalar("reward_fn", reward)
+        reward = checks.result("reward_fn", self.reward_fn, transition=example, goal=goal.struct())
+        checks.scalar("reward_fn", reward, jnp.floating, jnp.integer)
         if self.num_steps > 1 and not jnp.issubdtype(reward.dtype, jnp.floating):
             reward = jax.ShapeDtypeStruct((), jnp.float32)
         terminated = None
         if self.terminated_fn is not None:
-            terminated = checks.result("terminated_fn", self.terminated_fn, example, goal.struct())
-            checks.scalar("terminated_fn", terminated)
-            if terminated.dtype != jnp.bool_:
-                raise TypeError(f"terminated_fn returns dtype {terminated.dtype}; return a bool.")
+            terminated = checks.result("terminated_fn", self.terminated_fn, transition=example, goal=goal.struct())
+            checks.scalar("terminated_fn", terminated, jnp.bool_)
+            self._set("terminated_fn", Function(self.terminated_fn))
+        self._set("goal_fn", Function(self.goal_fn))
+        self._set("reward_fn", Function(self.reward_fn))
         number: Pytree = jax.ShapeDtypeStruct((), jnp.int32)
         self._set("goal", goal)
         self._set("copy", Layout.of("copy", Copy(goal.struct(), reward, terminated, number if self.num_steps > 1 else None)))
         visit = Layout.of("visit", Visit(goal.struct(), number, number))
         self._set("stored", visit if self.relabels_when_sampled else self.copy)
+
+    def __repr__(self) -> str:
+        """What `init` was given, as messages of JAX show it where two states do not fit together."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
 
     def __hash__(self) -> int:
         """Kept, because JAX asks for it in every call."""
@@ -145,6 +146,11 @@ class Config:
     def envs(self) -> int:
         """Environments, 1 where arguments have no axis for them."""
         return 1 if self.num_envs is None else self.num_envs
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """All that is stored of a transition and its copies."""
+        return self.transition.leaves + self.copy.leaves
 
     @property
     def relabels_when_sampled(self) -> bool:
@@ -183,5 +189,6 @@ class Config:
 
     @property
     def powers(self) -> np.ndarray:
-        """`discount^i` for i in `0 .. longest_window`: float32 [longest_window + 1]."""
-        return np.asarray([(self.discount or 0.0) ** i for i in range(self.longest_window + 1)], np.float32)
+        """`discount^i` for i in `0 .. longest_window`: float32 [longest_window + 1]; 0 where it is less than a normal one."""
+        powers = np.asarray([(self.discount or 0.0) ** i for i in range(self.longest_window + 1)], np.float32)
+        return np.where(powers < np.finfo(np.float32).tiny, np.float32(0), powers)

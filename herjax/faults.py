@@ -5,14 +5,18 @@ Python, which takes five times as long. So a fault rides on a value: a primitive
 checkify alone has a rule for.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax._src import checkify  # Its table of rules is in no public module.
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType
+
+try:
+    from jax._src import checkify  # Its table of rules is in no public module.
+    from jax._src.checkify import FailedCheckError, assert_func, error_checks, get_traceback
+except ImportError:  # Of a JAX that has moved it: faults are counted, and not named.
+    error_checks = {}
 
 _reported = Primitive("herjax_reported")
 
@@ -30,19 +34,24 @@ def reported(value: jax.Array, holds: jax.Array, message: str, **values: jax.Arr
     return with_fault
 
 
-def _checkify_rule(*arguments: Any, message: str, names: tuple[str, ...]) -> tuple[checkify.Error, jax.Array]:
+def _checkify_rule(*arguments: Any, message: str, names: tuple[str, ...]) -> tuple[Any, jax.Array]:
     # From jax 0.11 on, a rule is given a context before all else, which `assert_func` wants back.
     with_context = hasattr(checkify, "CheckifyContext")
     context, (error, enabled, value, holds, *values) = arguments[:with_context], arguments[with_context:]
-    # checkify cannot put together the errors of lanes that are shared out over an Explicit axis of a mesh (jax 0.10.2).
-    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
-    if checkify.FailedCheckError not in enabled or explicit:
+    if FailedCheckError not in enabled or _on_explicit_axes():
         return error, value
     first = jnp.argmin(jnp.ravel(holds))  # Of the lanes of a vmap, the first in which it does not hold.
     found = {name: jnp.ravel(each)[first] for name, each in zip(names, values, strict=True)}
-    fault = checkify.FailedCheckError(checkify.get_traceback(), message, **found)
-    assert_func: Any = checkify.assert_func
-    return assert_func(*context, error, ~jnp.all(holds), fault), value
+    fault = FailedCheckError(get_traceback(), message, **found)
+    # Its arguments differ from JAX to JAX.
+    return cast(Any, assert_func)(*context, error, ~jnp.all(holds), fault), value
+
+
+def _on_explicit_axes() -> bool:
+    """Whether lanes are shared out over an Explicit axis of a mesh: checkify cannot put their errors together (jax 0.10.2)."""
+    if not hasattr(jax.sharding, "AxisType"):  # Before jax 0.5 no axis was.
+        return False
+    return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
 def _batching_rule(arguments: list[jax.Array], axes: list[int | None], **params: object) -> tuple[jax.Array, int | None]:
@@ -59,7 +68,7 @@ def _jvp_rule(primals: list[jax.Array], tangents: list[jax.Array], **params: obj
     return _reported.bind(*primals, **params), tangents[0]
 
 
-checkify.error_checks[_reported] = _checkify_rule
+error_checks[_reported] = _checkify_rule
 batching.primitive_batchers[_reported] = _batching_rule
 ad.primitive_jvps[_reported] = _jvp_rule
 _reported.def_impl(lambda value, *_, **__: value)

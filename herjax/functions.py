@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
 from typing import Any, TypeAlias
 
 import jax
@@ -25,8 +27,14 @@ class Function:
     @property
     def _identity(self) -> tuple[int, ...]:
         """A bound method is made anew each time it is asked for, so its object and its function count."""
-        owner, function = getattr(self.call, "__self__", None), getattr(self.call, "__func__", None)
-        return (id(self.call),) if function is None else (id(owner), id(function))
+        if type(self.call) is MethodType:  # Not merely one that passes its attributes on.
+            return id(self.call.__self__), id(self.call.__func__)
+        return (id(self.call),)
+
+    @property
+    def name(self) -> str:
+        """What it is called, the same in every process; of an object without a name, what it says of itself."""
+        return getattr(self.call, "__qualname__", None) or repr(self.call)
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same function."""
@@ -35,9 +43,20 @@ class Function:
     def __hash__(self) -> int:
         return hash(self._identity)
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         """Its name."""
-        return getattr(self.call, "__qualname__", None) or repr(self.call)
+        return self.name
+
+    def __repr__(self) -> str:
+        """Its name, where it was defined, and what tells it from another of that name and place."""
+        code = getattr(getattr(self.call, "__func__", self.call), "__code__", None)
+        place = f"{Path(code.co_filename).name}:{code.co_firstlineno} " if code else ""
+        name = getattr(self.call, "__qualname__", None) or type(self.call).__qualname__
+        return f"{name} ({place}at {'+'.join(map(hex, self._identity))})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Function":
+        """The same function: states that hold it still fit together."""
+        return self
 
     def __call__(self, *arguments: Pytree) -> Any:
         """Calls it."""

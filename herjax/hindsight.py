@@ -167,7 +167,9 @@ def _copy(config: Config, window: Transition, remaining: jax.Array, goal: Goal) 
         ends |= terminated
     inside = jnp.cumsum(ends, dtype=jnp.int32) - ends.astype(jnp.int32) == 0  # Nothing has ended before.
     dtype = jnp.float64 if reward.dtype == jnp.float64 else jnp.float32
-    total = jnp.sum(jnp.where(inside, config.powers[:-1].astype(dtype) * reward.astype(dtype), 0))
+    powers = config.powers[:-1].astype(dtype)
+    # A reward without weight does not count, not even an infinite one.
+    total = jnp.sum(jnp.where(inside & (powers > 0), powers * reward.astype(dtype), 0))
     terminated = None if terminated is None else jnp.any(terminated & inside)
     return Copy(goal, total, terminated, jnp.sum(inside, dtype=jnp.int32))
 

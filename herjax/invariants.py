@@ -12,7 +12,7 @@ import numpy as np
 
 from herjax import prioritized, sum_tree
 from herjax.config import Config, Copy, Visit
-from herjax.rows import Layout, Pytree
+from herjax.rows import Layout, Pytree, dotted
 from herjax.state import BufferState, config_of, empty
 
 Values: TypeAlias = np.ndarray | jax.Array | int
@@ -76,8 +76,8 @@ def _check_arrays(state: BufferState) -> tuple[int, ...]:
         found, must = (str(jax.tree.structure(getattr(tree, field.name))) for tree in (state, expected))
         if found != must:
             raise ValueError(f"state.{field.name} has the structure {found}; it must have {must}.")
-    lanes = tuple(np.shape(state.num_dropped))
-    for (path, leaf), spec in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(expected), strict=True):
+    lanes, (leaves, _) = tuple(np.shape(state.num_dropped)), jax.tree_util.tree_flatten_with_path(state)
+    for (path, leaf), spec in zip(leaves, jax.tree.leaves(expected), strict=True):
         name = "state" + jax.tree_util.keystr(path)
         if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
             raise TypeError(f"{name} is a {type(leaf).__name__}; it must be an array.")
@@ -153,11 +153,13 @@ def _holds_no_nan(leaf: jax.Array) -> jax.Array:
 
 def _check_values(axis: str, sound: Pytree, there: np.ndarray) -> None:
     """Checks that what is there, bool [n], is sound, a pytree of bool [n]."""
-    for path, leaf in jax.tree.leaves_with_path(sound):
+    for path, leaf in jax.tree_util.tree_flatten_with_path(sound)[0]:
         wrong = np.flatnonzero(there & ~np.asarray(leaf))
         if wrong.size:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            name = dotted(path)
             must = {"reward": "be finite", "window": "be 1 .. num_steps"}.get(name, "hold no NaN")
+            if axis == "index" and must == "hold no NaN":
+                must += " (for data that pursued no goal give a number, such as 0)"
             fault = "out of range" if name == "window" else "no number"
             raise ValueError(f"{name} of {axis} {wrong[0]} is {fault}; it must {must}.")
 

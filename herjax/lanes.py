@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from herjax import checks, windows
 from herjax.rows import INT32_MAX, Pytree
 
 Carry = TypeVar("Carry")
@@ -30,6 +31,39 @@ def max_over_lanes(value: jax.Array) -> jax.Array:
 def _max_over_lanes_batched(axis_size: int, in_batched: list[bool], values: jax.Array) -> tuple[jax.Array, bool]:
     del axis_size, in_batched  # The rule is called only where the values are batched.
     return max_over_lanes(jnp.max(values, axis=0)), False
+
+
+@jax.jit
+def in_all_runs(condition: jax.Array | bool) -> jax.Array:
+    """Whether `condition` is True in every run of the `vmap`s around the call: the same in all runs.
+
+    A `lax.cond` on it stays a conditional. On a condition that differs by run JAX computes both branches and selects, which
+    copies the whole buffer at every step. Write
+
+        loop = jax.lax.cond(herjax.in_all_runs(herjax.can_sample(buffer)), learn, skip, loop)
+
+    The shards of a mesh do not count as runs: each may take another branch, so no branch may hold a collective, such as
+    `sample` with an `axis_name`.
+
+    Args:
+      condition: bool [].
+
+    Returns:
+      bool [].
+
+    Raises:
+      ValueError: `condition` is no single value.
+      TypeError: `condition` is no bool.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> ready = jnp.array([True, False, True])  # Of three runs.
+      >>> jax.vmap(herjax.in_all_runs)(ready).tolist(), bool(herjax.in_all_runs(ready[0]))
+      ([False, False, False], True)
+    """
+    (one,) = checks.flags("condition", condition, None)
+    in_all: jax.Array = ~max_over_lanes(~jax.lax.stop_gradient(one))
+    return in_all
 
 
 def materialized(there: jax.Array, values: Pytree) -> Pytree:
@@ -61,7 +95,7 @@ def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
 
     def nothing_added(array: jax.Array, number: jax.Array) -> jax.Array:
         somewhere = jnp.where(number >= 0, 0, array.shape[0] - 1)  # The first row, but XLA does not know.
-        written: jax.Array = array.at[somewhere].add(0, mode="promise_in_bounds", wrap_negative_indices=False)
+        written: jax.Array = array.at[somewhere.astype(jnp.uint32)].add(0, mode="promise_in_bounds")
         return written
 
     unchanged: jax.Array = jax.lax.platform_dependent(array, number, cpu=nothing_added, default=lambda array, _: array)
@@ -120,6 +154,6 @@ def group_of(ends: jax.Array, item: jax.Array) -> jax.Array:
     padded = jnp.pad(ends, (0, 2**bits - ends.size), constant_values=INT32_MAX)
     group = jnp.zeros_like(item)
     for half in (2**bit for bit in reversed(range(bits))):
-        end = padded.at[group + (half - 1)].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        end = windows.read(padded, group + (half - 1), 1)[..., 0]
         group = group + jnp.where(end <= item, half, 0)
     return jnp.minimum(group, ends.size - 1)

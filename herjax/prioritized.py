@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from herjax import sum_tree
+from herjax import checks, sum_tree
 from herjax.config import Config
 from herjax.faults import reported
 from herjax.rows import INT32_MAX
@@ -55,7 +55,8 @@ def update_priorities(
       [(1.0, 0.25), (3.0, 0.75)]
     """
     config = config_of(state)
-    indices, priorities = jnp.asarray(indices), jnp.asarray(priorities)
+    indices = checks.array("indices", indices, "the integers that sample returned")
+    priorities = checks.array("priorities", priorities, "absolute TD errors")
     tree = _check_update(state, indices, priorities)
     given, priorities = jnp.ravel(indices), jnp.ravel(priorities).astype(jnp.float32)
     state, tree, priorities = jax.lax.stop_gradient((state, tree, priorities))

@@ -31,7 +31,7 @@ class Leaf:
     words: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Layout:
     """How a pytree of fixed structure, shapes and dtypes maps to a row. Static and hashable."""
 
@@ -56,6 +56,10 @@ class Layout:
             start += words
         return cls(treedef, tuple(leaves))
 
+    def __repr__(self) -> str:
+        """Each leaf's path, dtype and shape."""
+        return ", ".join(f"{leaf.path} {leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves)
+
     @property
     def words(self) -> int:
         """Words of a row."""
@@ -71,7 +75,7 @@ class Layout:
         if treedef != self.treedef:
             raise ValueError(f"{name} has the structure {treedef}, but init was given {self.treedef}; pass the same pytree.")
         leading = () if num_envs is None else (num_envs,)
-        remedy = "pass one, unbatched"
+        remedy = "pass one, unbatched; for n environments give init num_envs=n"
         if num_envs is not None:
             remedy = f"pass one of each of the {num_envs} environments, and init an example without that axis"
         for (path, value), leaf in zip(paths_and_leaves, self.leaves, strict=True):
@@ -116,6 +120,12 @@ class Layout:
             update_window_dims=tuple(range(1, values.ndim)), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
         )
         return jax.lax.scatter(rows, starts[:, None], values, axes, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """A path in a pytree as names with dots between them, as the keystr of later JAX writes it."""
+    names = ("key", "name", "idx")  # Of a dict's value, an attribute, an element.
+    return ".".join(str(next((getattr(key, name) for name in names if hasattr(key, name)), key)) for key in path)
 
 
 def _to_words(values: jax.Array) -> jax.Array:

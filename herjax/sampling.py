@@ -13,6 +13,9 @@ from herjax.functions import Goal, Transition
 from herjax.lanes import materialized
 from herjax.state import BufferState, can_sample, config_of, held_row, row_of_step, scale, size
 
+_BETA = 0.4
+"""The default exponent of importance weights, where prioritised replay begins (arXiv:1511.05952, table 3)."""
+
 
 class Sample(NamedTuple):
     """A batch of copies; every field is [batch_size, ...]. On an empty buffer all of it is zero.
@@ -59,7 +62,7 @@ def sample(
     key: jax.Array,
     batch_size: int,
     *,
-    beta: jax.Array | float = 0.4,
+    beta: jax.Array | float = _BETA,
     hindsight_ratio: jax.Array | float | None = None,
     axis_name: str | None = None,
 ) -> Sample:
@@ -92,8 +95,11 @@ def sample(
       [(False, -1.0), (True, 0.0)]
     """
     batch_size = checks.whole("batch_size", batch_size, 1)
-    batch: Sample = _sample(state, key, batch_size=batch_size, beta=beta, hindsight_ratio=hindsight_ratio, axis_name=axis_name)
-    return batch if batch.last is not None else batch._replace(last=batch.transition)
+    options = {"batch_size": batch_size, "hindsight_ratio": hindsight_ratio, "axis_name": axis_name}
+    # The default is a constant of the compiled program: nothing is moved to the device for it.
+    by_default = isinstance(beta, float) and beta == _BETA
+    batch: Sample = _sample(state, key, **options) if by_default else _sample(state, key, **options, beta=beta)
+    return batch
 
 
 @partial(jax.jit, static_argnames=("batch_size", "axis_name"))
@@ -102,11 +108,11 @@ def _sample(
     key: jax.Array,
     *,
     batch_size: int,
-    beta: jax.Array | float,
     hindsight_ratio: jax.Array | float | None,
     axis_name: str | None,
+    beta: jax.Array | float = _BETA,
 ) -> Sample:
-    """`sample`, but `last` is None where windows have one step, so that the transitions do not leave the device twice."""
+    """`sample`, compiled."""
     config = config_of(state)
     checks.key(key)
     beta = checks.real("beta", beta, "one number, such as 0.4").astype(jnp.float32)
@@ -119,8 +125,9 @@ def _sample(
     there = can_sample(state)
     (transitions, last, copies, is_hindsight), indices, probabilities, weights = materialized(there, drawn)
     copy: Copy = jax.vmap(config.copy.unpack)(copies)
+    transition = jax.vmap(config.transition.unpack)(transitions)
     return Sample(
-        transition=jax.vmap(config.transition.unpack)(transitions),
+        transition=transition,
         goal=copy.goal,
         reward=copy.reward,
         terminated=copy.terminated,
@@ -128,7 +135,7 @@ def _sample(
         indices=indices,
         probabilities=probabilities,
         weights=weights,
-        last=None if last is None else jax.vmap(config.transition.unpack)(last),
+        last=transition if last is None else jax.vmap(config.transition.unpack)(last),
         discount=_discount(config, copy, jnp.full(batch_size, there)),
     )
 

@@ -87,9 +87,15 @@ def empty(config: Config) -> BufferState:
 
 
 def config_of(state: BufferState) -> Config:
-    """A state's settings. `TypeError` where it is no state."""
+    """A state's settings. `TypeError` where it is no state, `ValueError` where it has 64 bits and JAX is set to 32."""
     if not isinstance(state, BufferState):
         raise TypeError(f"state is a {type(state).__name__}; give, first, the BufferState that init or the last call returned.")
+    for leaf in state.config.leaves:
+        if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+            raise ValueError(
+                f"state was made with 64-bit numbers enabled: {leaf.path} is {leaf.dtype}; enable them here too, by "
+                "jax_enable_x64, or give init an example of 32 bits."
+            )
     return state.config
 
 

@@ -127,17 +127,15 @@ def _source(strategy: str | StrategyFn) -> Source:
         if strategy not in (RANDOM, *STRATEGIES):
             names = ", ".join(map(repr, (*STRATEGIES, RANDOM)))
             raise ValueError(
-                f"strategy is {strategy!r}; give {names}, a function (key, step, length) -> goal_step, or a mixture of these."
+                f"strategy is {strategy!r}; give {names}, a function (key, step, length) -> goal_step, such as "
+                "herjax.geometric(0.99), or a herjax.mixture of these."
             )
         return STRATEGIES.get(strategy, strategy)
     if isinstance(strategy, Quantile):
         return strategy
-    checks.function("strategy", strategy, "key", "step", "length")
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    goal_step = jax.eval_shape(Function(strategy), jax.eval_shape(lambda: jax.random.key(0)), step, step)
-    checks.scalar("strategy", goal_step)
-    if not jnp.issubdtype(goal_step.dtype, jnp.integer):
-        raise TypeError(f"strategy returns dtype {goal_step.dtype}; return the goal's step as an int32.")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    checks.scalar("strategy", checks.result("strategy", strategy, key=key, step=step, length=step), jnp.integer)
     return Function(strategy)
 
 

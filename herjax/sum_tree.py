@@ -11,6 +11,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from herjax import windows
 from herjax.lanes import materialized, written_after
 
 FANOUT_BITS = 3
@@ -91,8 +92,8 @@ def set_leaves(tree: SumTree, leaves: jax.Array, values: jax.Array) -> SumTree:
     """Sets leaves, int32 [n], to values, float32 [n] >= 0; to the last value of a leaf that comes twice. n <= `MOST_LEAVES`."""
     # Each value marks its leaf with its place in the list. The latest mark stays, and says which value all write there.
     lateness = jnp.arange(leaves.size, dtype=jnp.float32)
-    marked = tree[0].at[leaves].min(-1 - lateness, mode="promise_in_bounds", wrap_negative_indices=False)
-    latest = -1 - marked.at[leaves].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    marked = windows.write(tree[0], leaves, -1 - lateness[:, None], jax.lax.scatter_min)
+    latest = -1 - windows.read(marked, leaves, 1)[:, 0]
     return set_windows((marked, *tree[1:]), leaves, values[latest.astype(jnp.int32), None])
 
 
@@ -105,9 +106,7 @@ def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
       values: float32 [n, width], finite and >= 0. Where windows share a leaf, they must give it the same value.
     """
     width = values.shape[1]
-    axes = jax.lax.ScatterDimensionNumbers(update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,))
-    in_bounds = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    levels = [jax.lax.scatter(tree[0], starts[:, None], values, axes, mode=in_bounds)]
+    levels = [windows.write(tree[0], starts, values)]
     for height, parents in enumerate(tree[1:], start=1):
         # Every node above a window lies above one of these leaves of it.
         offsets = jnp.asarray(sorted({*range(0, width, FANOUT**height), width - 1}), jnp.int32)
@@ -116,16 +115,14 @@ def set_windows(tree: SumTree, starts: jax.Array, values: jax.Array) -> SumTree:
         else:
             nodes = (starts[:, None] + offsets[None]).ravel() >> (FANOUT_BITS * height)
             sums = _add_up(_children(levels[-1], nodes))
-            levels.append(parents.at[nodes].set(sums, mode="promise_in_bounds", wrap_negative_indices=False))
+            levels.append(windows.write(parents, nodes, sums[:, None]))
     done = (levels[-1][0] >= 0).astype(jnp.int32)
     return (*[written_after(level, done) for level in levels[:-1]], levels[-1])
 
 
 def _children(level: jax.Array, nodes: jax.Array) -> list[jax.Array]:
     """The children of nodes, int32 [n], by their place: float32 [n] each."""
-    axes = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(), start_index_map=(0,))
-    starts = (nodes * FANOUT)[:, None]
-    children = jax.lax.gather(level, starts, axes, (FANOUT,), mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+    children = windows.read(level, nodes * FANOUT, FANOUT)
     return [children[:, place] for place in range(FANOUT)]
 
 

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import Phase, settings
 
 import herjax
+import xla_flags
 
 # `.ci/run` names the virtual environment that it installed the wheel into: no test may import the folder's herjax instead.
 if (prefix := os.environ.get("HERJAX_INSTALLED_IN")) and Path(prefix).resolve() not in Path(herjax.__file__).resolve().parents:
     raise pytest.UsageError(f"herjax was imported from {herjax.__file__}, not from {prefix}; run pytest, not python -m pytest.")
 
 # Most of the tests' time is XLA's, which compiles some thousand small programs: let it be quick, rather than make fast code.
-# With XLA_FLAGS set, such as to "--xla_cpu_use_fusion_emitters=true", it does as it does for users.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")
+# With XLA_FLAGS set, such as to "--xla_backend_optimization_level=3", it does as it does for users.
+if "XLA_FLAGS" not in os.environ:  # Worker processes inherit it.
+    os.environ["XLA_FLAGS"] = xla_flags.known(xla_flags.QUICK)
 
 # To note where each operation was written takes JAX a fifth of the time.
 jax.config.update("jax_traceback_in_locations_limit", 0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import spaces
 
-from herjax.envs.table import Observation, Table, TableParams, TableState, observe, polar, table_space
+from herjax.envs.table import Observation, Table, TableParams, TableState, commanded, observe, polar, table_space
 
 ROUNDING = 1e-6
 """Length; discs that overlap by less count as touching: several units in the last place of a float32 position."""
@@ -93,7 +93,7 @@ class PlanarPush(Table[EnvState, EnvParams]):
         Actions are clipped to [-1, 1].
         """
         del key
-        command = params.max_speed * jnp.clip(action, -1, 1)
+        command = commanded(action, params)
         dt = 1 / self.num_substeps
         state = jax.lax.fori_loop(0, self.num_substeps, lambda _, state: _substep(state, command, dt, params), state)
         state = state.replace(time=state.time + 1)
@@ -102,10 +102,11 @@ class PlanarPush(Table[EnvState, EnvParams]):
 
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[Observation, EnvState]:
         """Draws the puck's position and the goal; the puck is at rest. `key` is used up."""
-        drawn = jax.random.uniform(key, (4,))
+        drawn = jax.random.uniform(key, (4,), jnp.float32)
         puck = polar(drawn[:2], params.min_puck_distance, params.max_puck_distance)
         goal = puck + polar(drawn[2:], params.min_goal_distance, params.max_goal_distance)
-        state = EnvState(time=jnp.int32(0), hand=jnp.zeros(2), puck=puck, velocity=jnp.zeros(2), goal=goal)
+        rest = jnp.zeros(2, jnp.float32)
+        state = EnvState(time=jnp.int32(0), hand=rest, puck=puck, velocity=rest, goal=goal)
         return self.get_obs(state), state
 
     def get_obs(self, state: EnvState, params: EnvParams | None = None, key: jax.Array | None = None) -> Observation:

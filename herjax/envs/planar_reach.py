@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import spaces
 
-from herjax.envs.table import Observation, Table, TableParams, TableState, observe, polar, table_space
+from herjax.envs.table import Observation, Table, TableParams, TableState, commanded, observe, polar, table_space
 
 
 @struct.dataclass
@@ -50,16 +50,16 @@ class PlanarReach(Table[TableState, EnvParams]):
         """Moves the hand by `params.max_speed * action`, float32 [2]; actions are clipped to [-1, 1], `key` is not used."""
         del key
         extent = 1 - params.hand_radius
-        hand = jnp.clip(state.hand + params.max_speed * jnp.clip(action, -1, 1), -extent, extent)
+        hand = jnp.clip(state.hand + commanded(action, params), -extent, extent)
         state = state.replace(time=state.time + 1, hand=hand)
         reward = self.compute_reward(hand, state.goal, params)
         return self.get_obs(state), state, reward, self.is_terminated(state, params), {}
 
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[Observation, TableState]:
         """Draws a goal; `key` is used up."""
-        drawn = jax.random.uniform(key, (2,))
+        drawn = jax.random.uniform(key, (2,), jnp.float32)
         goal = polar(drawn, params.min_goal_distance, params.max_goal_distance)
-        state = TableState(time=jnp.int32(0), hand=jnp.zeros(2), goal=goal)
+        state = TableState(time=jnp.int32(0), hand=jnp.zeros(2, jnp.float32), goal=goal)
         return self.get_obs(state), state
 
     def get_obs(self, state: TableState, params: EnvParams | None = None, key: jax.Array | None = None) -> Observation:

@@ -64,6 +64,11 @@ def observe(observation: jax.Array, achieved_goal: jax.Array, desired_goal: jax.
     return {"observation": observation, "achieved_goal": achieved_goal, "desired_goal": desired_goal}
 
 
+def commanded(action: int | float | jax.Array, params: TableParams) -> jax.Array:
+    """What an action commands, clipped to [-1, 1] in units of `params.max_speed`: float32 [2], whatever the action's dtype."""
+    return params.max_speed * jnp.clip(jnp.asarray(action, jnp.float32), -1, 1)
+
+
 def polar(drawn: jax.Array, low: float | jax.Array, high: float | jax.Array) -> jax.Array:
     """A vector, float32 [2], from two numbers [2] in [0, 1): one for its length, from low to high, and one for its angle."""
     angle = 2 * jnp.pi * drawn[1]

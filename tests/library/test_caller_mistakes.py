@@ -1,6 +1,7 @@
 """What callers do without meaning harm: functions that are equal, numbers of NumPy, keys too many, gradients, checkify."""
 
 import dataclasses
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -339,3 +340,88 @@ def test_what_is_no_state_is_refused_by_name(state: object, key: jax.Array) -> N
     for call in calls:
         with pytest.raises(TypeError, match=f"state is a {type(state).__name__}; give, first, the BufferState that init"):
             call()
+
+
+SAMPLED = [
+    {},
+    {"priority_exponent": 0.6},
+    {"relabel": "sample"},
+    {"num_steps": 2, "discount": 0.5, "reward_fn": lambda t, goal: (t - goal).astype(jnp.float32)},
+    {"discount": 0.5, "terminated_fn": None},
+]
+
+
+@pytest.mark.parametrize("options", SAMPLED)
+def test_a_batch_can_be_donated(options: dict[str, object]) -> None:
+    """No two of its arrays are one."""
+    batch = herjax.sample(ended(make(**options)), KEY, 4)
+    doubled = jax.jit(
+        lambda batch: jax.tree.map(lambda leaf: leaf | leaf if leaf.dtype == bool else 2 * leaf, batch), donate_argnums=0
+    )
+    expected = jax.tree.map(lambda leaf: np.asarray(leaf) * (1 if leaf.dtype == bool else 2), batch)
+    jax.tree.map(np.testing.assert_array_equal, doubled(batch), expected)
+
+
+@pytest.mark.parametrize("options", SAMPLED[:3])
+def test_no_default_is_moved_to_the_device(options: dict[str, object]) -> None:
+    """Called from Python with arrays of JAX, no function moves anything there."""
+    state, number, indices, priorities = make(**options), jnp.int32(0), jnp.zeros(3, jnp.int32), jnp.ones(3)
+    with jax.transfer_guard("disallow"):
+        state = herjax.end_episode(herjax.add(state, number), number, KEY)
+        batch = herjax.sample(herjax.discard(state), KEY, 4)
+        herjax.after(state, batch), herjax.size(state), herjax.in_all_runs(herjax.can_sample(state))
+        if "priority_exponent" in options:
+            herjax.update_priorities(state, indices, priorities)
+
+
+def test_a_state_of_64_bits_is_refused_where_jax_has_32() -> None:
+    """By name, in every function; where 64 bits are enabled it works."""
+    functions = {"goal_fn": lambda t: t, "reward_fn": lambda t, goal: jnp.sum(t - goal)}
+    with jax.enable_x64(True):
+        state = herjax.init(jnp.zeros(2), capacity=4, max_episode_length=4, priority_exponent=1.0, **functions)
+        state = herjax.end_episode(herjax.add(state, jnp.ones(2)), jnp.ones(2), KEY)
+        assert herjax.sample(state, KEY, 3).transition.dtype == jnp.float64
+    for call in (
+        lambda: herjax.add(state, jnp.ones(2)),
+        lambda: herjax.end_episode(state, jnp.ones(2), KEY),
+        lambda: herjax.sample(state, KEY, 3),
+        lambda: herjax.update_priorities(state, jnp.zeros(1, jnp.int32), jnp.ones(1)),
+        lambda: herjax.check(state),
+    ):
+        with pytest.raises(ValueError, match="state was made with 64-bit numbers enabled: transition is float64"):
+            call()
+
+
+UNNAMED = """
+import sys, types
+import jax.experimental.checkify as checkify
+if sys.argv[1] == "gone":
+    sys.modules["jax._src.checkify"] = types.ModuleType("jax._src.checkify")
+import jax.numpy as jnp, herjax
+buffer = herjax.init(jnp.int32(0), capacity=1, max_episode_length=1, goal_fn=lambda t: t, reward_fn=lambda t, goal: t - goal)
+add = checkify.checkify(herjax.add)
+error, buffer = add(add(buffer, jnp.int32(0))[1], jnp.int32(1))
+print(int(buffer.num_dropped), "max_episode_length" in str(error.get()))
+"""
+
+
+@pytest.mark.parametrize(("checkify_is", "printed"), [("there", "1 True"), ("gone", "1 False")])
+def test_a_jax_that_has_moved_checkify_leaves_faults_unnamed(checkify_is: str, printed: str) -> None:
+    """They are counted still: what herjax asks of JAX's private modules may go."""
+    environment = os.environ | {"PYTHONPATH": str(Path(herjax.__file__).parents[1])}
+    command = [sys.executable, "-c", UNNAMED, checkify_is]
+    assert subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout.strip() == printed
+
+
+def test_environments_name_the_gymnax_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 1.0 it has another interface; the core does not need it."""
+
+    class Old:
+        version = "0.0.9"
+
+    for found, named in (([Old], "0.0.9"), ([], "none")):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "distributions", lambda found=found, **_: iter(found))
+            with pytest.raises(ImportError, match=rf"herjax\.envs needs gymnax >= 1\.0, but {named} is installed; pip install"):
+                importlib.reload(herjax.envs)
+    importlib.reload(herjax.envs)

@@ -230,9 +230,117 @@ def test_settings_are_compared_as_they_are_written(tmp_path: Path, monkeypatch: 
     assert " at 0x" not in described[0]
     assert described[1] == "Reward(scale=1.0)"
     assert checkpoints.describe(saver.start(priority_exponent=np.float32(0.5)))["priority_exponent"] == 0.5
-    monkeypatch.setattr(checkpoints, "_FORMAT", 4)
-    with pytest.raises(ValueError, match="format 3, and format 4 is asked for"):
+    monkeypatch.setattr(checkpoints, "_FORMAT", 5)
+    with pytest.raises(ValueError, match="format 4, and format 5 is asked for"):
         checkpoints.restore(tmp_path, {"x": np.arange(3)})
+
+
+def test_arrays_in_settings_are_compared_exactly(tmp_path: Path) -> None:
+    """Each element counts, to the last bit, in the middle of many too, and however NumPy prints; also within functions."""
+    many = np.linspace(0, 1, 5000)
+    other, near = many.copy(), many.copy()
+    other[2500], near[0] = 2.0, 1e-300
+    for wrap in (lambda array: array, jnp.asarray, lambda array: {"of": [array]}, lambda array: partial(other_reward, array)):
+        checkpoints.save(tmp_path, {"x": jnp.zeros(2)}, settings={"array": wrap(many)})
+        with np.printoptions(precision=2, threshold=5):
+            assert checkpoints.restore(tmp_path, {"x": jnp.zeros(2)}, settings={"array": wrap(many)}) is not None
+        with pytest.raises(ValueError, match="array"):
+            checkpoints.restore(tmp_path, {"x": jnp.zeros(2)}, settings={"array": wrap(other)})
+    checkpoints.save(tmp_path, {"x": jnp.zeros(2)}, settings={"array": many})
+    with pytest.raises(ValueError, match="array"):
+        checkpoints.restore(tmp_path, {"x": jnp.zeros(2)}, settings={"array": near})
+
+
+def test_functions_in_settings_are_compared_by_name(tmp_path: Path) -> None:
+    """As those of a buffer: where they lie in memory, which differs in each process, does not count."""
+
+    def program(scale: float) -> Callable[..., float]:
+        return lambda number: scale * number
+
+    for one, same in (
+        (program(1), program(2)),
+        (Reward(1.0).__call__, Reward(1.0).__call__),
+        (jax.jit(program(1)), jax.jit(program(2))),
+    ):
+        checkpoints.save(tmp_path, {"x": jnp.zeros(2)}, settings={"function": one, "in": [one]})
+        assert checkpoints.restore(tmp_path, {"x": jnp.zeros(2)}, settings={"function": same, "in": [same]}) is not None
+        with pytest.raises(ValueError, match="function"):
+            checkpoints.restore(tmp_path, {"x": jnp.zeros(2)}, settings={"function": other_reward, "in": [same]})
+
+
+def test_notes_come_back_as_numbers(tmp_path: Path) -> None:
+    """Arrays as lists, to the last bit, NumPy's and JAX's scalars as numbers."""
+    rates = np.random.default_rng(0).random(2000)
+    notes = {
+        "success": rates,
+        "by": {"seed": [jnp.float32(0.5), np.int64(3)]},
+        "flags": np.array([True]),
+        "half": jnp.bfloat16(1.5),
+    }
+    checkpoints.save(tmp_path, {"x": jnp.zeros(2)}, notes=notes)
+    back = checkpoints.restore(tmp_path, {"x": jnp.zeros(2)}).notes
+    assert back == {"success": rates.tolist(), "by": {"seed": [0.5, 3]}, "flags": [True], "half": 1.5}
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        np.float32(2),
+        np.int64(2**40),
+        np.bool_(True),
+        3,
+        0.1,
+        True,
+        np.array(2.0),
+        np.zeros((0, 3)),
+        jnp.zeros(0),
+        jnp.bfloat16(1.5),
+        jax.random.key(3),
+        jax.random.PRNGKey(3),
+    ],
+    ids=lambda leaf: f"{type(leaf).__name__} {jnp.result_type(leaf)}",
+)
+def test_every_kind_of_number_comes_back_as_it_was(leaf: object, tmp_path: Path) -> None:
+    """Of the same type, dtype, shape and value; so does a tree that is one array."""
+    for tree in ({"best": leaf, "x": jnp.ones(2)}, leaf):
+        checkpoints.save(tmp_path, tree)
+        back = checkpoints.restore(tmp_path, tree).tree
+        assert jax.tree.structure(back) == jax.tree.structure(tree)
+        for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+            assert type(one) is type(other)
+            assert (getattr(one, "dtype", None), np.shape(one)) == (getattr(other, "dtype", None), np.shape(other))
+            assert bool(jnp.all(one == other))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"tree": {"x": 1j}}, TypeError, "x is 1j, which cannot be stored"),
+        ({"tree": {"x": "float32"}}, TypeError, "x is 'float32', which cannot be stored"),
+        ({"tree": {"a": {"x": np.array(["text"])}}}, TypeError, r"a\.x is array\(\['text'\].*cannot be stored"),
+        ({"tree": {"a.b": jnp.zeros(1), "a": {"b": jnp.ones(1)}}}, ValueError, r"two parts of the tree are called a\.b"),
+        ({"tree": {"buffer.capacity": jnp.zeros(1), "buffer": saver.start()}}, ValueError, r"called buffer\.capacity"),
+        ({"notes": {"a": {"f": len}}}, TypeError, r"notes\['a'\]\['f'\] is <built-in function len>, which would not come back"),
+        ({"notes": {"a": [{3}]}}, TypeError, r"notes\['a'\]\[0\] is \{3\}"),
+        ({"notes": {"a": 1j}}, TypeError, r"notes\['a'\] is 1j"),
+        ({"notes": {3: 1}}, TypeError, "notes has the key 3; give names as keys"),
+        (
+            {"settings": {"a": object()}},
+            TypeError,
+            r"settings\['a'\] is <object object.* give numbers, text, arrays or functions",
+        ),
+        ({"settings": {"a": {3: 1}}}, TypeError, r"settings\['a'\] has the key 3"),
+    ],
+)
+def test_what_would_not_come_back_is_refused_before_anything_is_written(
+    given: dict[str, object], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    """By name, and what was saved before stays."""
+    checkpoints.save(tmp_path, {"x": jnp.ones(2)})
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(error, match=message):
+        checkpoints.save(tmp_path, **({"tree": {"x": jnp.zeros(2)}} | given))
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,23 @@ def window_of(steps: tuple[int, ...], goal: int, n: int, *, discount: float, end
     return Window(total, terminated, last, length)
 
 
+@pytest.mark.parametrize("discount", [0.0, 1e-30, 1e-39])
+@pytest.mark.parametrize("next_reward", [-np.inf, np.inf, np.nan])
+def test_a_reward_without_weight_does_not_count(discount: float, next_reward: float) -> None:
+    """Not even an infinite one: where the discount's power is below every normal float32, the sum is what comes before."""
+
+    def fn(number: jax.Array, goal: jax.Array) -> jax.Array:
+        del goal
+        return jnp.array([5.0, 1.0, next_reward])[number] if discount == 1e-30 else jnp.array([5.0, next_reward, 1.0])[number]
+
+    steps = 3 if discount == 1e-30 else 2  # 1e-60 underflows.
+    state = make(num_steps=steps, discount=discount, reward_fn=fn, terminated_fn=None, num_goals=0)
+    state = play(state, jnp.int32(0), jnp.array([False, False, True])[:, None], jax.random.key(0))
+    batch = herjax.sample(state, jax.random.key(1), 64)
+    np.testing.assert_array_equal(batch.reward[batch.transition == 0], 5)
+    assert np.any(batch.transition == 0)
+
+
 SETTINGS = [
     {"num_steps": 1, "num_envs": None, "terminated_fn": reached, "priority_exponent": None, "relabel": "episode_end"},
     {"num_steps": 1, "num_envs": 3, "terminated_fn": reached, "priority_exponent": 0.6, "relabel": "sample"},

@@ -501,3 +501,16 @@ def test_finer_substeps_converge():
     error = {n: distance(pucks[n], pucks[160]).max() for n in (10, 40)}
     assert error[10] < 0.02
     assert error[40] < error[10] / 2
+
+
+@pytest.mark.parametrize("env", [PlanarReach(), PlanarPush()], ids=lambda env: env.name)
+def test_all_is_float32_where_64_bits_are_enabled(env):
+    """Observations, states and rewards, whatever the action's dtype, so that a loop can carry them."""
+    with jax.enable_x64(True):
+        key, params = jax.random.key(0), env.default_params
+        seen = env.reset(key, params)
+        for action in (jnp.zeros(2), jnp.zeros(2, jnp.float32), np.zeros(2)):
+            after = env.step(key, seen[1], action, params)
+            leaves = jax.tree.leaves((seen, after))
+            assert not [leaf.dtype for leaf in leaves if leaf.dtype == jnp.float64]
+            assert jax.tree.map(jnp.result_type, seen) == jax.tree.map(jnp.result_type, after[:2])

@@ -1,0 +1,24 @@
+"""Neighbouring elements of a one-dimensional array, read and written at many places by one operation.
+
+Plain `lax` rather than `.at[]`: indices are promised to lie in the array, and no code is made for negative ones.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+_PROMISED = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
+
+
+def read(array: jax.Array, starts: jax.Array, width: int) -> jax.Array:
+    """The `width` elements from each of `starts`, int32 of any shape, on: [*starts.shape, width]. All must be there."""
+    axes = jax.lax.GatherDimensionNumbers(offset_dims=(starts.ndim,), collapsed_slice_dims=(), start_index_map=(0,))
+    return jax.lax.gather(array, starts[..., None], axes, (width,), mode=_PROMISED)
+
+
+def write(
+    array: jax.Array, starts: jax.Array, values: jax.Array, scatter: Callable[..., jax.Array] = jax.lax.scatter
+) -> jax.Array:
+    """Puts `values`, [n, width], in the elements from each of `starts`, int32 [n], on; `scatter_min` keeps the least."""
+    axes = jax.lax.ScatterDimensionNumbers(update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,))
+    return scatter(array, starts[:, None], values, axes, mode=_PROMISED)
