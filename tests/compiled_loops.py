@@ -139,6 +139,19 @@ def skip_now_and_then(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
     return jax.lax.cond(number % 4 < 3, same, lambda loop: learn(loop, key), acted(loop, key))
 
 
+def learn_when_ready(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
+    """A conditional on what differs by run, made the same in all."""
+    loop = acted(loop, key)
+    ready = herjax.in_all_runs(herjax.can_sample(loop.buffer))
+    return jax.lax.cond(ready, lambda loop: learn(loop, key), same, loop)
+
+
+def learn_when_each_is_ready(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
+    """The same without `in_all_runs`: not among the loops below, since of several runs it copies all."""
+    loop = acted(loop, key)
+    return jax.lax.cond(herjax.can_sample(loop.buffer), lambda loop: learn(loop, key), same, loop)
+
+
 def learn_in_a_loop(loop: Loop, key: jax.Array, number: jax.Array) -> Loop:
     """A loop of one turn or none instead of a conditional."""
     turns = (number % 4 == 3).astype(jnp.int32)
@@ -206,6 +219,7 @@ STEPS_BY_NAME: dict[str, Step] = {
         many_updates,
         two_batches,
         two_batches_after,
+        learn_when_ready,
     )
 }
 

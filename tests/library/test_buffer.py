@@ -10,6 +10,7 @@ from jax.experimental import checkify
 from scipy import stats
 
 import herjax
+from any_jax import typeof
 from herjax.state import scale
 from numbered import achieved_of_fields, decode, goal, make_of_fields, reward_of_fields, transition
 
@@ -37,7 +38,7 @@ def has_nonzero(tree: object) -> bool:
 
 def assert_same_batch(left: herjax.Sample, right: herjax.Sample) -> None:
     """The same transitions, goals, rewards and indices, exactly; probabilities and weights up to rounding."""
-    assert jax.tree.map(jax.typeof, left) == jax.tree.map(jax.typeof, right)
+    assert jax.tree.map(typeof, left) == jax.tree.map(typeof, right)
     for exact in ("transition", "goal", "reward", "terminated", "is_hindsight", "indices"):
         jax.tree.map(np.testing.assert_array_equal, getattr(left, exact), getattr(right, exact))
     np.testing.assert_allclose(left.probabilities, right.probabilities, rtol=1e-5)
@@ -261,7 +262,7 @@ def test_an_empty_buffer_gives_zeros(priority_exponent: float | None) -> None:
         assert int(herjax.size(state)) == 0
         batch = herjax.sample(state, jax.random.key(0), 8)
         usual = herjax.sample(full, jax.random.key(0), 8)
-        assert jax.tree.map(jax.typeof, batch) == jax.tree.map(jax.typeof, usual)
+        assert jax.tree.map(typeof, batch) == jax.tree.map(typeof, usual)
         assert not has_nonzero(batch._replace(indices=0, probabilities=0))
         assert np.all(np.isfinite(batch.probabilities))
     assert bool(herjax.can_sample(full))

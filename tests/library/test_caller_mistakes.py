@@ -15,6 +15,7 @@ import pytest
 from jax.experimental import checkify
 
 import herjax
+from any_jax import enable_x64
 from numbered import make
 
 
@@ -84,7 +85,7 @@ def test_numbers_of_numpy_become_pythons(x64: bool) -> None:
     """They compile nothing anew, and make nothing wider, with 64-bit numbers enabled too."""
     plain = {"capacity": 20, "max_episode_length": 5, "num_goals": 2, "num_envs": 2, "num_steps": 3}
     real = {"priority_exponent": 0.5, "priority_epsilon": 0.25, "discount": 0.5}
-    with jax.enable_x64(x64):
+    with enable_x64(x64):
         state = make(**plain, **real)
         other = make(**{n: np.int64(v) for n, v in plain.items()}, **{n: np.float64(v) for n, v in real.items()})
         assert state.config == other.config
@@ -188,6 +189,8 @@ def test_an_example_of_64_bits_is_one_of_32_where_jax_has_no_more() -> None:
 
 def test_environments_and_checkpoints_are_there_without_an_import() -> None:
     """After `import herjax` alone, and imported only then."""
+    pytest.importorskip("gymnax")
+    pytest.importorskip("orbax.checkpoint")
     program = "import herjax, sys; assert 'gymnax' not in sys.modules; herjax.envs.BitFlip; herjax.checkpoints.save"
     environment = os.environ | {"PYTHONPATH": str(Path(herjax.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
@@ -377,7 +380,7 @@ def test_no_default_is_moved_to_the_device(options: dict[str, object]) -> None:
 def test_a_state_of_64_bits_is_refused_where_jax_has_32() -> None:
     """By name, in every function; where 64 bits are enabled it works."""
     functions = {"goal_fn": lambda t: t, "reward_fn": lambda t, goal: jnp.sum(t - goal)}
-    with jax.enable_x64(True):
+    with enable_x64(True):
         state = herjax.init(jnp.zeros(2), capacity=4, max_episode_length=4, priority_exponent=1.0, **functions)
         state = herjax.end_episode(herjax.add(state, jnp.ones(2)), jnp.ones(2), KEY)
         assert herjax.sample(state, KEY, 3).transition.dtype == jnp.float64
@@ -415,6 +418,7 @@ def test_a_jax_that_has_moved_checkify_leaves_faults_unnamed(checkify_is: str, p
 
 def test_environments_name_the_gymnax_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before 1.0 it has another interface; the core does not need it."""
+    pytest.importorskip("gymnax")
 
     class Old:
         version = "0.0.9"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import herjax
+from any_jax import enable_x64, needs_meshes
 from numbered import goal, make_of_fields, transition
 
 CAPACITY = 50_000
@@ -176,7 +177,7 @@ def test_no_key_is_used_twice(strategy: str, relabel: str, key: jax.Array) -> No
 
 def test_64_bit_mode_changes_nothing_but_the_users_leaves(key: jax.Array) -> None:
     """With `jax_enable_x64` a 64-bit leaf keeps every bit, and everything that is herjax's own stays 32-bit."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         number = jnp.int64(2**40 + 1)
         buffer = herjax.init(
             number,
@@ -205,6 +206,7 @@ def test_64_bit_mode_changes_nothing_but_the_users_leaves(key: jax.Array) -> Non
         assert batches.indices.dtype == jnp.int32
 
 
+@needs_meshes
 def test_shard_map_over_devices_equals_each_alone(key: jax.Array) -> None:
     """Under `shard_map`, one buffer a device, each device's run is the run of its own key."""
     mesh = jax.make_mesh((1,), ("seed",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -229,6 +231,7 @@ def without_mesh() -> list[jax.Array]:
     return [run_each(keys[:, None], make(0.6, capacity=40, **options))[1].indices[:, 0] for options in MESHED]
 
 
+@needs_meshes
 @pytest.mark.parametrize("setting", range(len(MESHED)))
 def test_seeds_on_an_explicit_mesh_are_those_of_vmap_alone(setting: int, without_mesh: list[jax.Array], key: jax.Array) -> None:
     """With keys shared out over an Explicit axis, `jit(vmap)` gives what it gives without a mesh, and keeps the axis."""

@@ -28,6 +28,7 @@ COPIED: dict[str, dict[str, set[str]]] = {
     },
     "cuda": {
         "learn_now_and_then": WITH_PRIORITIES,
+        "learn_when_ready": WITH_PRIORITIES,
         "skip_now_and_then": WITH_PRIORITIES,
         "end_in_a_branch": set(SETTINGS),
         "act_in_a_branch": set(SETTINGS),
@@ -48,6 +49,21 @@ def test_a_loop_copies_no_buffer_but_where_readme_says_so(name: str, setting: st
     seeds = 1 if QUICK.index((name, setting)) % 2 else 3
     found = compiled_loops.temporaries(STEPS_BY_NAME[name], setting, seeds=seeds)
     assert (found > SMALL) == (setting in COPIED["cpu"].get(name, set())), found
+
+
+@pytest.mark.parametrize(
+    ("step", "setting", "copied"),
+    [
+        (compiled_loops.learn_when_ready, "uniform", False),
+        (compiled_loops.learn_when_ready, "prioritised", False),
+        (compiled_loops.learn_when_each_is_ready, "prioritised", True),
+    ],
+)
+def test_a_condition_that_differs_by_run_copies_unless_in_all_runs(
+    step: compiled_loops.Step, setting: str, copied: bool
+) -> None:
+    """As the help of `in_all_runs` says, where runs are vmapped."""
+    assert (compiled_loops.temporaries(step, setting, seeds=3) > SMALL) == copied
 
 
 @pytest.mark.slow

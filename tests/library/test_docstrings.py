@@ -13,11 +13,7 @@ import herjax
 from herjax import checkpoints, envs
 
 NAMES = [name for name in herjax.__all__ if name != "__version__"]
-SAVING = [
-    name
-    for name, function in inspect.getmembers(checkpoints, inspect.isfunction)
-    if function.__module__ == checkpoints.__name__ and not name.startswith("_")
-]
+SAVING = [name for name in checkpoints.__all__ if inspect.isfunction(getattr(checkpoints, name))]
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module, names in ((herjax, NAMES), (checkpoints, SAVING), (envs, envs.__all__))

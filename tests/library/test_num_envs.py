@@ -14,6 +14,7 @@ from jax.experimental import checkify
 from scipy import stats
 
 import herjax
+from any_jax import enable_x64
 from distributions import WITHIN_EPISODE
 from numbered import LENGTH, achieved, decode, make, play
 
@@ -221,7 +222,7 @@ def test_an_update_is_accepted_where_its_own_environment_holds_something() -> No
 @pytest.mark.parametrize("relabel", ["episode_end", "sample"])
 def test_size_is_32_bit_in_64_bit_mode(relabel: str) -> None:
     """With `jax_enable_x64` the size is an int32, as the contract says."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         assert herjax.size(make(relabel=relabel)).dtype == jnp.int32
 
 

@@ -10,6 +10,7 @@ import pytest
 from gymnax.environments import spaces
 from scipy import stats
 
+from any_jax import enable_x64
 from herjax.envs import PlanarPush, PlanarReach
 from herjax.envs.planar_push import EnvState
 
@@ -506,7 +507,7 @@ def test_finer_substeps_converge():
 @pytest.mark.parametrize("env", [PlanarReach(), PlanarPush()], ids=lambda env: env.name)
 def test_all_is_float32_where_64_bits_are_enabled(env):
     """Observations, states and rewards, whatever the action's dtype, so that a loop can carry them."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         key, params = jax.random.key(0), env.default_params
         seen = env.reset(key, params)
         for action in (jnp.zeros(2), jnp.zeros(2, jnp.float32), np.zeros(2)):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 import herjax
+from any_jax import typeof
 from distributions import WITHIN_EPISODE, name_of, past
 from herjax.strategies import Mixture
 from numbered import make, reached, reward
@@ -451,9 +452,7 @@ class Machine(RuleBasedStateMachine):
         """To the host and back, as a checkpoint goes; the same batch comes of it."""
         leaves, treedef = jax.tree.flatten(jax.device_get(self.state))
         restored = jax.tree.unflatten(treedef, [jnp.asarray(np.copy(leaf)) for leaf in leaves])
-        assert [jax.typeof(leaf) for leaf in jax.tree.leaves(restored)] == [
-            jax.typeof(leaf) for leaf in jax.tree.leaves(self.state)
-        ]
+        assert [typeof(leaf) for leaf in jax.tree.leaves(restored)] == [typeof(leaf) for leaf in jax.tree.leaves(self.state)]
         jax.tree.map(np.testing.assert_array_equal, self.draw(self.state, key), self.draw(restored, key))
         self.state = restored
         self.made("round_trip")
