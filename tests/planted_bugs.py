@@ -38,6 +38,8 @@ PRIORITIES = ("test_priorities", "test_sum_tree")
 WINDOWS = ("test_n_steps", "test_random_calls")
 MIXTURES = ("test_mixtures", "test_random_calls")
 SIMULATORS = ("test_simulators", "test_random_calls")
+FUNCTIONS = ("test_functions",)
+SAVED = ("test_checkpoints",)
 
 BUGS = (
     Bug(
@@ -441,6 +443,62 @@ BUGS = (
         "    _write_record(folder, record | {'name': name, 'files': {}})\n"
         "    with ocp.StandardCheckpointer() as checkpointer:  # Has",
         ("test_checkpoints",),
+    ),
+    Bug(
+        "a wrapper that passes attributes on counts as the method behind it",
+        "functions.py",
+        "if type(self.call) is MethodType:",
+        'if hasattr(self.call, "__func__"):',
+        FUNCTIONS,
+    ),
+    Bug(
+        "a deep copy has functions of its own",
+        "functions.py",
+        'def __deepcopy__(self, memo: dict[int, Any]) -> "Function":',
+        'def deep_copied(self, memo: dict[int, Any]) -> "Function":',
+        FUNCTIONS,
+    ),
+    Bug(
+        "a condition of all runs holds where it does in one",
+        "lanes.py",
+        "~max_over_lanes(~jax.lax.stop_gradient(one))",
+        "max_over_lanes(jax.lax.stop_gradient(one))",
+        ("test_compilation",),
+    ),
+    Bug(
+        "an infinite reward counts where the discount's power is 0",
+        "hindsight.py",
+        "jnp.where(inside & (powers > 0), ",
+        "jnp.where(inside, ",
+        WINDOWS,
+    ),
+    Bug(
+        "powers below every normal float32 stay",
+        "config.py",
+        "np.where(powers < np.finfo(np.float32).tiny, np.float32(0), powers)",
+        "np.asarray(powers)",
+        WINDOWS,
+    ),
+    Bug(
+        "settings are compared by the text that NumPy prints",
+        "records.py",
+        'threshold=sys.maxsize, floatmode="unique", precision=8, suppress=False',
+        "suppress=False",
+        SAVED,
+    ),
+    Bug(
+        "two arrays of a saved state have one name",
+        "records.py",
+        "    if name in named:",
+        "    if name in named and not name:",
+        SAVED,
+    ),
+    Bug(
+        "notes of float32 are rounded",
+        "records.py",
+        "np.asarray(value, np.float64 if",
+        "np.asarray(value, np.float16 if",
+        SAVED,
     ),
 )
 

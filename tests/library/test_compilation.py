@@ -282,3 +282,42 @@ def test_sharded_probabilities_are_those_of_the_whole(key: jax.Array) -> None:
     np.testing.assert_allclose(whole.probabilities, np.repeat([[1 / 48], [3 / 48]], 12, axis=1), rtol=1e-5)
     np.testing.assert_allclose(whole.weights, np.repeat([[1.0], [1 / 3]], 12, axis=1), rtol=1e-5)
     np.testing.assert_allclose(alone.weights, np.ones((2, 12)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ready", [[[True, True], [True, True]], [[True, False], [True, True]], [[False, False], [False, False]]]
+)
+def test_in_all_runs_is_the_same_in_all(ready: list[list[bool]]) -> None:
+    """True where all are, through nested vmaps, jit, scan and gradients; of a bool of Python or NumPy, that bool."""
+    runs = jnp.array(ready)
+
+    def choose(ready: jax.Array, value: jax.Array) -> jax.Array:
+        def step(value: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return jax.lax.cond(herjax.in_all_runs(ready), lambda value: 2 * value, lambda value: 3 * value, value), None
+
+        return jax.lax.scan(step, value, None, length=2)[0]
+
+    expected = np.full((2, 2), 4.0 if all(map(all, ready)) else 9.0)
+    for function in (choose, jax.grad(choose, argnums=1)):
+        np.testing.assert_array_equal(jax.jit(jax.vmap(jax.vmap(function)))(runs, jnp.ones((2, 2))), expected)
+    for one in (ready[0][0], np.bool_(ready[0][0]), runs[0, 0]):
+        assert bool(herjax.in_all_runs(one)) == ready[0][0]
+
+
+def test_a_conditional_on_in_all_runs_stays_one() -> None:
+    """Under vmap, of the same conditional on the condition itself nothing is left but a select."""
+
+    def choose(ready: jax.Array, value: jax.Array, *, same: bool) -> jax.Array:
+        condition = herjax.in_all_runs(ready) if same else ready
+        return jax.lax.cond(condition, lambda value: jnp.sin(value), lambda value: jnp.cos(value), value)  # noqa: PLW0108
+
+    for same in (True, False):
+        jaxpr = jax.make_jaxpr(jax.vmap(partial(choose, same=same)))(jnp.array([True, False]), jnp.ones(2))
+        assert ("cond[" in str(jaxpr)) == same
+
+
+@pytest.mark.parametrize("condition", [jnp.zeros(2, bool), jnp.int32(1), 1.0, "ready", None])
+def test_in_all_runs_names_a_condition_that_is_none(condition: object) -> None:
+    """One bool, or an error that says so."""
+    with pytest.raises((TypeError, ValueError), match="condition"):
+        herjax.in_all_runs(condition)
