@@ -37,8 +37,8 @@ def _max_over_lanes_batched(axis_size: int, in_batched: list[bool], values: jax.
 def in_all_runs(condition: jax.Array | bool) -> jax.Array:
     """Whether `condition` is True in every run of the `vmap`s around the call: the same in all runs.
 
-    A `lax.cond` on it stays a conditional. On a condition that differs by run JAX computes both branches and selects, which
-    copies the whole buffer at every step. So write, and likewise for the number of turns of a `lax.fori_loop`,
+    A `lax.cond` on it stays a conditional. On a condition that differs by run JAX takes both branches and selects: it learns at
+    every step, and copies a buffer that passes through. So write, and likewise for the number of turns of a `lax.fori_loop`,
 
         loop = jax.lax.cond(herjax.in_all_runs(herjax.can_sample(buffer)), learn, skip, loop)
 

@@ -103,8 +103,7 @@ def config_of(state: BufferState) -> Config:
 def can_sample(state: BufferState) -> jax.Array:
     """Whether a finished transition is held, so that `sample` has something to draw.
 
-    For a `lax.cond` under `vmap` ask `herjax.in_all_runs(herjax.can_sample(buffer))`: a condition that differs by run copies
-    the buffer at every step.
+    For a `lax.cond` under `vmap` ask `herjax.in_all_runs(herjax.can_sample(buffer))`: a condition that differs by run is none.
 
     Once True, it stays True while `capacity` is above `max_episode_length`, for each environment. Where they are equal, a
     running episode of full length takes the place of all that was held.

@@ -25,7 +25,7 @@ class Windy(rejax_sac.Reach):
 
 
 def test_keeps_the_final_observation(key: jax.Array) -> None:
-    """The state has what the step led to; where that ends the episode, what is seen is a new one's start, in a state of its own."""
+    """The state has what the step led to. Where that ends the episode, what is seen is the start of a new one."""
     env = Windy()
     params = env.default_params
     observation, state = env.reset(key, params)

@@ -1,6 +1,5 @@
 """What simulators do: steps that are none, episodes that never end, goals that change. Transitions and goals are numbers."""
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,8 @@ import pytest
 
 import herjax
 from numbered import make, play, reached
+
+gymnasium = pytest.importorskip("gymnasium")
 
 SETTINGS = [
     {"relabel": relabel, "num_envs": num_envs, "priority_exponent": exponent}
