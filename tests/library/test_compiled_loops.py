@@ -7,6 +7,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import jax
 import pytest
 
 import compiled_loops
@@ -45,10 +46,15 @@ QUICK = list(product(STEPS_BY_NAME, SETTINGS))[::4]
 
 @pytest.mark.parametrize(("name", "setting"), QUICK)
 def test_a_loop_copies_no_buffer_but_where_readme_says_so(name: str, setting: str) -> None:
-    """On the CPU: the temporaries are small, or as large as what is copied; one run or three vmapped."""
+    """On the CPU: the temporaries are small, or as large as what is copied; one run or three vmapped.
+
+    From jax 0.11 on, some of what was copied is in place.
+    """
     seeds = 1 if QUICK.index((name, setting)) % 2 else 3
     found = compiled_loops.temporaries(STEPS_BY_NAME[name], setting, seeds=seeds)
-    assert (found > SMALL) == (setting in COPIED["cpu"].get(name, set())), found
+    copied = setting in COPIED["cpu"].get(name, set())
+    assert found <= SMALL or copied, found
+    assert found > SMALL or not copied or jax.__version_info__ >= (0, 11), found
 
 
 @pytest.mark.parametrize(
