@@ -13,6 +13,7 @@ Each step of the loop then calls, in this order:
     td_error = ...  # your update, its loss weighted by batch.weights
     buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(td_error))  # only with a priority_exponent
 
+- `relabel` draws other goals for a batch, `steps` reads other steps of its episodes, `episodes` whole ones, on the host.
 - `size` and `can_sample` say what the buffer holds. `check`, outside of the loop, says whether a state is sound.
 - `discard` drops a running episode. `after` and `in_all_runs` keep some loops from copying the buffer.
 - `geometric` and `mixture` make strategies, besides "future", "final", "episode" and "random".
@@ -26,11 +27,13 @@ from importlib import import_module
 from types import ModuleType
 
 from herjax.buffer import add, discard, end_episode, init
+from herjax.episodes import Episode, episodes
 from herjax.invariants import check
 from herjax.lanes import in_all_runs
 from herjax.prioritized import update_priorities
-from herjax.sampling import Sample, sample
+from herjax.sampling import Sample, relabel, sample
 from herjax.state import BufferState, after, can_sample, size
+from herjax.steps import Steps, steps
 from herjax.strategies import geometric, mixture
 from herjax.version import __version__
 
@@ -44,7 +47,9 @@ def __getattr__(name: str) -> ModuleType:
 
 __all__ = [
     "BufferState",
+    "Episode",
     "Sample",
+    "Steps",
     "__version__",
     "add",
     "after",
@@ -52,11 +57,14 @@ __all__ = [
     "check",
     "discard",
     "end_episode",
+    "episodes",
     "geometric",
     "in_all_runs",
     "init",
     "mixture",
+    "relabel",
     "sample",
     "size",
+    "steps",
     "update_priorities",
 ]

@@ -9,10 +9,11 @@ from herjax import checks, hindsight, prioritized
 from herjax.config import Config
 from herjax.faults import reported
 from herjax.functions import Goal, GoalFn, RewardFn, TerminatedFn, Transition
-from herjax.hindsight import Visits
 from herjax.lanes import Steps, for_each_step, materialized, written_after
+from herjax.reading import Visits
+from herjax.rings import row_at
 from herjax.rows import Layout, Pytree
-from herjax.state import BufferState, after, config_of, count, empty, row_at, seen
+from herjax.state import BufferState, after, config_of, count, empty, seen
 from herjax.strategies import Mixture, StrategyFn, as_mixture
 
 
@@ -191,14 +192,21 @@ def end_episode(state: BufferState, goal: Goal, key: jax.Array, done: jax.Array 
     def commit(ended: BufferState, turn: jax.Array, steps: Steps) -> BufferState:
         env = steps.env
         row = row_at(config, env, state.head[env] + steps.step)
-        visits = Visits(row, steps.step, jnp.maximum(lengths[env], 1), goals[env], steps.valid)
+        length = jnp.maximum(lengths[env], 1)
+        visits = Visits(row, steps.step, length, jnp.zeros_like(row), goals[env], steps.valid)
         stored = hindsight.stored(ended, jax.random.fold_in(key, turn), visits)
         stored = jnp.where(steps.valid[:, None, None], stored, jnp.uint32(0))
         stored = materialized(jnp.any(steps.valid), stored)
         row = jnp.where(steps.valid, row, config.num_rows)
-        copies = config.stored.write(ended.copies, row * config.num_copies, stored)
-        transitions = written_after(ended.transitions, seen(stored))
-        return prioritized.enter(dataclasses.replace(ended, copies=copies, transitions=transitions), row)
+        place = jnp.where(steps.valid[:, None], jnp.stack([steps.step, length], axis=1), 0)
+        place = jax.vmap(config.place.pack)(place.astype(config.place.leaves[0].dtype))
+        ended = dataclasses.replace(
+            ended,
+            transitions=written_after(ended.transitions, seen(stored)),
+            places=config.place.write(ended.places, row, place[:, None]),
+            copies=config.stored.write(ended.copies, row * config.num_copies, stored),
+        )
+        return prioritized.enter(ended, row)
 
     return for_each_step(lengths, config.max_episode_length, commit, ended)
 

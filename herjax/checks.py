@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from herjax.rows import Pytree
 
 
-def whole(name: str, value: int, least: int) -> int:
+def whole(name: str, value: int, least: int | None = None) -> int:
     """The same number as Python's int. `TypeError` where `value` is no whole number, `ValueError` where it is below `least`."""
+    wanted = "an int" if least is None else f"an int >= {least}"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}; give an int >= {least}.")
-    if value < least:
-        raise ValueError(f"{name} is {value}; give an int >= {least}.")
+        raise TypeError(f"{name} is {value!r}; give {wanted}.")
+    if least is not None and value < least:
+        raise ValueError(f"{name} is {value}; give {wanted}.")
     return int(value)
 
 

@@ -23,14 +23,6 @@ class Copy(NamedTuple):
     window: jax.Array | None  # int32 []; steps of the window. None where all have one step.
 
 
-class Visit(NamedTuple):
-    """What an index stores with `relabel="sample"`: what it takes to draw a goal and to recompute the reward."""
-
-    goal: Goal  # The goal that the episode pursued.
-    step: jax.Array  # int32 []; of the transition in its episode.
-    length: jax.Array  # int32 []; transitions of the episode.
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class Config:
     """Everything that decides shapes and behaviour. Static; what `init` documents has the meaning that it has there.
@@ -54,7 +46,8 @@ class Config:
     num_envs: int | None
     goal: Layout = dataclasses.field(init=False, compare=False)
     copy: Layout = dataclasses.field(init=False, compare=False)  # Of `Copy`.
-    stored: Layout = dataclasses.field(init=False, compare=False)  # Of what an index stores, `Copy` or `Visit`.
+    stored: Layout = dataclasses.field(init=False, compare=False)  # Of what an index stores: `Copy`, or the goal pursued.
+    place: Layout = dataclasses.field(init=False, compare=False)  # Of a step and its episode's length: int [2].
 
     def __post_init__(self) -> None:
         """Checks every setting. Numbers become Python's, and functions compare by identity from here on."""
@@ -126,8 +119,9 @@ class Config:
         number: Pytree = jax.ShapeDtypeStruct((), jnp.int32)
         self._set("goal", goal)
         self._set("copy", Layout.of("copy", Copy(goal.struct(), reward, terminated, number if self.num_steps > 1 else None)))
-        visit = Layout.of("visit", Visit(goal.struct(), number, number))
-        self._set("stored", visit if self.relabels_when_sampled else self.copy)
+        self._set("stored", goal if self.relabels_when_sampled else self.copy)
+        narrow = self.max_episode_length < 2**16
+        self._set("place", Layout.of("place", jax.ShapeDtypeStruct((2,), jnp.uint16 if narrow else jnp.int32)))
 
     def __repr__(self) -> str:
         """What `init` was given, as messages of JAX show it where two states do not fit together."""
@@ -168,14 +162,17 @@ class Config:
         return self.capacity // self.envs
 
     @property
-    def rows_per_env(self) -> int:
-        """Rows of one environment's ring.
+    def keeps_oldest(self) -> bool:
+        """Whether there are an episode's rows beyond the capacity, for the steps of the oldest episode that have made room.
 
-        Where a goal that is drawn at sampling may come from an earlier step, there are an episode's rows beyond the capacity:
-        they keep the steps of the oldest episode that have made room.
+        So it is where a goal that is drawn at sampling may come from an earlier step.
         """
-        spare = self.relabels_when_sampled and self.num_goals > 0 and self.strategy.looks_back
-        return self.capacity_per_env + (self.max_episode_length if spare else 0)
+        return self.relabels_when_sampled and self.num_goals > 0 and self.strategy.looks_back
+
+    @property
+    def rows_per_env(self) -> int:
+        """Rows of one environment's ring."""
+        return self.capacity_per_env + (self.max_episode_length if self.keeps_oldest else 0)
 
     @property
     def num_rows(self) -> int:

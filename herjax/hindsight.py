@@ -1,85 +1,71 @@
 """Copies of stored transitions: goals drawn, rewards and terminations recomputed. The caller decides when."""
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from herjax.config import Config, Copy, Visit
+from herjax.config import Config, Copy
 from herjax.faults import reported
 from herjax.functions import Function, Goal, Transition
 from herjax.lanes import materialized
-from herjax.state import BufferState, held_row, row_of_step, scale, size
+from herjax.reading import Visits, transitions
+from herjax.rings import held_row, row_of_step
+from herjax.state import BufferState, scale, size
 from herjax.strategies import RANDOM, Mixture, Quantile
 
 _BELOW_ONE = 1 - 2.0**-24  # The largest float32 below 1.
 
 
-class Visits(NamedTuple):
-    """Steps of finished episodes."""
-
-    row: jax.Array  # int32 [n]
-    step: jax.Array  # int32 [n]
-    length: jax.Array  # int32 [n]; transitions of the episode, >= 1.
-    goal: jax.Array  # uint32 [n, words]; the goal pursued, a row of `config.goal`.
-    valid: jax.Array  # bool [n]; whether there is such a step. Where False, the other fields must still be in range.
-
-
 def stored(state: BufferState, key: jax.Array, visits: Visits) -> jax.Array:
     """What the indices of each step store once its episode has ended: rows of `config.stored`, uint32 [n, K, words]."""
     config = state.config
-    if config.relabels_when_sampled:
-        return jax.vmap(lambda goal, *step: config.stored.pack(Visit(config.goal.unpack(goal), *step))[None])(
-            visits.goal, visits.step, visits.length
-        )
     goals = visits.goal[:, None]
+    if config.relabels_when_sampled:
+        return goals
     if config.num_goals > 0:
-        goals = jnp.concatenate([goals, _goals(state, key, visits, config.num_goals)], axis=1)
+        goals = jnp.concatenate([goals, _goals(state, key, visits, config.num_goals, config.strategy)], axis=1)
     return _copies(state, visits, goals)
 
 
 def relabelled(
-    state: BufferState, key: jax.Array, rows: jax.Array, visits: jax.Array, ratio: jax.Array
+    state: BufferState, key: jax.Array, visits: Visits, strategy: Mixture | None, ratio: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws a goal for each sampled transition, where that is done now: its own, or a hindsight goal.
+    """Draws a goal for each step: its own, or a hindsight goal.
 
     Args:
       state: the buffer.
       key: used up.
-      rows: int32 [n], of the transitions.
-      visits: uint32 [n, words], rows of `Visit`, what their indices store.
+      visits: the steps.
+      strategy: where hindsight goals come from; None: there are none.
       ratio: float32 [], the chance of a hindsight goal.
 
     Returns:
       Whether it is a hindsight goal, int32 [n], 1 or 0, and rows of `Copy`, uint32 [n, words].
     """
-    config = state.config
-    visit: Visit = jax.vmap(config.stored.unpack)(visits)
-    goals = jax.vmap(config.goal.pack)(visit.goal)
-    # Of an empty buffer all is zero, and no step is in an episode of length 0.
-    steps = Visits(rows, visit.step, jnp.maximum(visit.length, 1), goals, visit.length > 0)
-    is_hindsight = jnp.zeros_like(rows)
-    if config.num_goals > 0:
+    goals, is_hindsight = visits.goal, jnp.zeros_like(visits.row)
+    if strategy is not None:
         key_own, key_goals = jax.random.split(key)
-        drawn = _goals(state, key_goals, steps, 1)
-        is_hindsight = (jax.random.uniform(key_own, rows.shape, jnp.float32) < ratio).astype(jnp.int32)
+        drawn = _goals(state, key_goals, visits, 1, strategy)
+        is_hindsight = (jax.random.uniform(key_own, is_hindsight.shape, jnp.float32) < ratio).astype(jnp.int32)
         goals = jnp.where(is_hindsight[:, None] > 0, drawn[:, 0], goals)
-    return is_hindsight, _copies(state, steps, goals[:, None])[:, 0]
+    return is_hindsight, _copies(state, visits, goals[:, None])[:, 0]
 
 
-def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int) -> jax.Array:
+def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int, strategy: Mixture) -> jax.Array:
     """Draws hindsight goals for each step: rows of `config.goal`, uint32 [n, num_goals, words]."""
     config = state.config
     key_steps, key_anywhere = jax.random.split(key)
-    steps, anywhere = _goal_steps(config.strategy, key_steps, visits, num_goals)
+    steps, anywhere = _goal_steps(strategy, key_steps, visits, num_goals)
+    if strategy.looks_back:
+        steps = jnp.maximum(steps, visits.first[:, None])
     sources = row_of_step(config, visits.row[:, None], visits.step[:, None], steps)
-    if RANDOM in config.strategy.sources:
+    if RANDOM in strategy.sources:
         bits = jax.random.bits(key_anywhere, steps.shape, jnp.uint32)  # randint would draw four times as many.
         number = scale(bits, size(state).astype(jnp.uint32)).astype(jnp.int32)
         sources = jnp.where(anywhere, held_row(state, number), sources)
-    sources = materialized(jnp.any(visits.valid), sources)  # As in `sampling._draw_uniformly`.
-    achieved = jax.vmap(config.goal_fn)(_transitions(state, sources.ravel()))
+    sources = materialized(jnp.any(visits.valid), sources)  # As in `drawing._uniformly`.
+    achieved = jax.vmap(config.goal_fn)(transitions(state, sources.ravel()))
     return jax.vmap(config.goal.pack)(achieved).reshape(*steps.shape, -1)
 
 
@@ -140,8 +126,7 @@ def _copies(state: BufferState, visits: Visits, goals: jax.Array) -> jax.Array:
     if config.longest_window > 1:
         ahead = jnp.minimum(jnp.arange(config.longest_window, dtype=jnp.int32)[None], remaining[:, None] - 1)
         rows = row_of_step(config, rows, jnp.int32(0), ahead)
-    windows = _transitions(state, rows.ravel())
-    windows = jax.tree.map(lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[1:]), windows)
+    windows = transitions(state, rows)
 
     def copy(window: Transition, remaining: jax.Array, goal: jax.Array) -> jax.Array:
         return config.copy.pack(_copy(config, window, remaining, config.goal.unpack(goal)))
@@ -172,8 +157,3 @@ def _copy(config: Config, window: Transition, remaining: jax.Array, goal: Goal) 
     total = jnp.sum(jnp.where(inside & (powers > 0), powers * reward.astype(dtype), 0))
     terminated = None if terminated is None else jnp.any(terminated & inside)
     return Copy(goal, total, terminated, jnp.sum(inside, dtype=jnp.int32))
-
-
-def _transitions(state: BufferState, rows: jax.Array) -> Transition:
-    """The transitions in `rows`, int32 [n]: each leaf [n, ...]."""
-    return jax.vmap(state.config.transition.unpack)(state.config.transition.read(state.transitions, rows))

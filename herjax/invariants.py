@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from herjax import prioritized, sum_tree
-from herjax.config import Config, Copy, Visit
+from herjax.config import Config, Copy
 from herjax.rows import Layout, Pytree, dotted
 from herjax.state import BufferState, config_of, empty
 
@@ -25,8 +25,8 @@ def check(state: BufferState) -> None:
     """Raises where a state is broken: damaged on the way, or poisoned by what it was given.
 
     In this order: every array has its shape and dtype; counters are not negative; each environment's transitions fit its ring;
-    no transition or goal held is NaN, every reward is finite, and every window in range; with `relabel="sample"`, the steps
-    held belong to finished episodes, one after another; what is held has a priority in range, nothing else has one, and each
+    no transition or goal held is NaN, every reward is finite, and every window in range; the steps held belong to
+    finished episodes, one after another; what is held has a priority in range, nothing else has one, and each
     sum of the tree is the sum of its children.
 
     It reads the whole state, on the CPU, and calls none of the user's functions: a wrong reward that is finite it cannot see.
@@ -101,8 +101,7 @@ def _check_buffer(state: BufferState) -> None:
     copies_held = np.repeat(held, config.num_copies)
     _check_values("row", _sound_transitions(config, state.transitions), held | running)
     _check_values("index", _sound_copies(config, state.copies), copies_held)
-    if config.relabels_when_sampled:
-        _check_steps(state)
+    _check_steps(state)
     if state.tree is not None:
         _check_priorities(state, state.tree, copies_held)
 
@@ -135,10 +134,10 @@ def _sound_copies(config: Config, words: jax.Array) -> Pytree:
     """Whether what each index stores is as `check` says: bool [(R + 1) * K] each."""
 
     def sound(row: jax.Array) -> dict[str, Pytree]:
-        stored: Copy | Visit = config.stored.unpack(row)
+        if config.relabels_when_sampled:
+            return {"goal": jax.tree.map(_holds_no_nan, config.goal.unpack(row))}
+        stored: Copy = config.stored.unpack(row)
         found = {"goal": jax.tree.map(_holds_no_nan, stored.goal)}
-        if isinstance(stored, Visit):
-            return found
         found["reward"] = jnp.isfinite(stored.reward)
         if stored.window is not None:
             found["window"] = (stored.window >= 1) & (stored.window <= config.num_steps)
@@ -165,20 +164,20 @@ def _check_values(axis: str, sound: Pytree, there: np.ndarray) -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def _visits(config: Config, words: jax.Array) -> Visit:
-    """What every index stores: each leaf [R + 1, ...]."""
-    visits: Visit = jax.vmap(config.stored.unpack)(_rows(config.stored, words))
-    return visits
+def _places(config: Config, words: jax.Array) -> jax.Array:
+    """Step and length of every row: int [R + 1, 2]."""
+    places: jax.Array = jax.vmap(config.place.unpack)(_rows(config.place, words))
+    return places
 
 
 def _check_steps(state: BufferState) -> None:
     """Checks that each environment holds whole episodes one after another; only the oldest may have lost its first steps."""
     config = state.config
-    visits = _visits(config, state.copies)
+    places = np.asarray(_places(config, state.places)).astype(np.int32)
     for env in range(config.envs):
         age = np.arange(int(state.held[env]), 0, -1)
         rows = env * config.rows_per_env + (state.head[env] - age) % config.rows_per_env  # Oldest first.
-        step, length = np.asarray(visits.step)[rows], np.asarray(visits.length)[rows]
+        step, length = places[rows].T
         in_range = (length >= 1) & (length <= config.max_episode_length)
         _require(in_range, "length of the episode of row", length, f"lie in 1 .. {config.max_episode_length}", rows)
         _require((step >= 0) & (step < length), "step of row", step, "lie within its episode", rows)

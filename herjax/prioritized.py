@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from herjax import checks, sum_tree
 from herjax.config import Config
 from herjax.faults import reported
+from herjax.rings import is_held
 from herjax.rows import INT32_MAX
-from herjax.state import BufferState, after, can_sample, config_of, count, is_held
+from herjax.state import BufferState, after, can_sample, config_of, count
 from herjax.sum_tree import SumTree
 
 _SMALLEST = 2.0**-96  # Fractions of it, such as a stratum, are float32 at full precision still.

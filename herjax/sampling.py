@@ -5,13 +5,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from herjax import checks, hindsight, prioritized
+from herjax import checks, drawing, hindsight
 from herjax.config import Config, Copy
 from herjax.faults import reported
 from herjax.functions import Goal, Transition
 from herjax.lanes import materialized
-from herjax.state import BufferState, can_sample, config_of, held_row, row_of_step, scale, size
+from herjax.reading import rows_of, visits
+from herjax.rings import row_of_step
+from herjax.rows import Pytree
+from herjax.state import BufferState, can_sample, config_of
+from herjax.strategies import Mixture, StrategyFn, as_mixture
 
 _BETA = 0.4
 """The default exponent of importance weights, where prioritised replay begins (arXiv:1511.05952, table 3)."""
@@ -119,59 +124,137 @@ def _sample(
     state, beta = jax.lax.stop_gradient((state, beta))
     ratio = _ratio(config, hindsight_ratio)
     key, key_goals = jax.random.split(key) if config.relabels_when_sampled else (key, key)
-    indices, probabilities, weights = _draw(state, key, batch_size, beta, axis_name)
-    drawn = (_read(state, key_goals, indices, ratio), indices, probabilities, weights)
-    # All reads are over before any of the batch is there, so that a write that waits for some of it waits for all of them.
-    there = can_sample(state)
-    (transitions, last, copies, is_hindsight), indices, probabilities, weights = materialized(there, drawn)
-    copy: Copy = jax.vmap(config.copy.unpack)(copies)
-    transition = jax.vmap(config.transition.unpack)(transitions)
-    return Sample(
-        transition=transition,
-        goal=copy.goal,
-        reward=copy.reward,
-        terminated=copy.terminated,
-        is_hindsight=is_hindsight > 0,
-        indices=indices,
-        probabilities=probabilities,
-        weights=weights,
-        last=transition if last is None else jax.vmap(config.transition.unpack)(last),
-        discount=_discount(config, copy, jnp.full(batch_size, there)),
-    )
-
-
-def _read(
-    state: BufferState, key: jax.Array, indices: jax.Array, ratio: jax.Array
-) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
-    """What is at `indices`, int32 [n]: transitions, last transitions of windows, rows of `Copy`, and 1 for a hindsight goal."""
-    config = state.config
-    rows = jax.lax.div(indices, jnp.int32(config.num_copies))  # Of non-negative numbers; `//` would mind their sign.
-    is_hindsight = jax.lax.sign(indices - rows * config.num_copies)
-    copies = config.stored.read(state.copies, indices)
+    indices, probabilities, weights = drawing.draw(state, key, batch_size, beta, axis_name)
+    rows = rows_of(state, indices)
     if config.relabels_when_sampled:
-        is_hindsight, copies = hindsight.relabelled(state, key, rows, copies, ratio)
+        strategy = config.strategy if config.num_goals > 0 else None
+        is_hindsight, copies = hindsight.relabelled(state, key_goals, visits(state, rows), strategy, ratio)
+    else:
+        is_hindsight, copies = jax.lax.sign(indices - rows * config.num_copies), config.stored.read(state.copies, indices)
     transitions = config.transition.read(state.transitions, rows)
+    drawn = (transitions, is_hindsight, copies, _last(state, rows, copies), indices, probabilities, weights)
+    # All reads are over before any of the batch is there, so that a write that waits for some of it waits for all of them.
+    transitions, is_hindsight, copies, last, indices, probabilities, weights = materialized(can_sample(state), drawn)
+    transition = jax.vmap(config.transition.unpack)(transitions)
+    under_goals = _under_goals(state, transition, is_hindsight, copies, last)
+    return Sample(transition=transition, indices=indices, probabilities=probabilities, weights=weights, **under_goals)
+
+
+def relabel(
+    state: BufferState,
+    batch: Sample,
+    key: jax.Array,
+    *,
+    strategy: str | StrategyFn | Mixture | None = None,
+    hindsight_ratio: jax.Array | float | None = None,
+) -> Sample:
+    """The same batch with goals drawn anew: for an agent whose value and actor learn from other goals, or from several.
+
+    Under `jax.vmap` over keys it gives many goals for each transition, whose rows are read once.
+
+    Args:
+      state: the buffer that the batch was drawn from, not yet changed. Of another the result is finite, and means nothing.
+      batch: from `sample`, of any setting of `init`'s `relabel`.
+      key: one key; draws the goals; used up.
+      strategy: where hindsight goals come from, as `init` takes it; static. None: as `init` was told. Where one that looks back
+        names a step that is not held any more, the first one held takes its place.
+      hindsight_ratio: the share of hindsight goals, float [] in [0, 1]; may be traced. None: k / (k + 1). One out of range is
+        clipped, and named under checkify.
+
+    Returns:
+      The batch; `goal`, `reward`, `terminated`, `is_hindsight`, `last` and `discount` are those of the new goals.
+
+    Raises:
+      ValueError: the strategy is unknown, `key` has an axis, or `hindsight_ratio` is not a single number.
+      TypeError: `batch` is no `Sample`, `strategy` neither a name nor a function, or `key` is no key.
+
+    Example:
+      >>> import herjax, jax, jax.numpy as jnp
+      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
+      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
+      >>> buffer = herjax.add(herjax.add(buffer, jnp.float32(3)), jnp.float32(4))
+      >>> buffer = herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))
+      >>> batch = herjax.sample(buffer, jax.random.key(1), 64)
+      >>> actor = herjax.relabel(buffer, batch, jax.random.key(2), strategy="final", hindsight_ratio=1.0)
+      >>> bool(jnp.all(actor.transition == batch.transition)), set(actor.goal.tolist())
+      (True, {4.0})
+    """
+    chosen = config_of(state).strategy if strategy is None else as_mixture(strategy)
+    relabelled: Sample = _relabel(state, batch, key, strategy=chosen, hindsight_ratio=hindsight_ratio)
+    return relabelled
+
+
+@partial(jax.jit, static_argnames=("strategy",))
+def _relabel(
+    state: BufferState, batch: Sample, key: jax.Array, *, strategy: Mixture, hindsight_ratio: jax.Array | float | None
+) -> Sample:
+    """`relabel`, compiled."""
+    config = config_of(state)
+    checks.key(key)
+    require_sample(batch)
+    state, batch = jax.lax.stop_gradient((state, batch))
+    ratio = _share(config, "relabel", hindsight_ratio)
+    rows = rows_of(state, batch.indices)
+    goals_from = None if hindsight_ratio is None and config.num_goals == 0 else strategy
+    is_hindsight, copies = hindsight.relabelled(state, key, visits(state, rows), goals_from, ratio)
+    drawn = (is_hindsight, copies, _last(state, rows, copies))
+    return batch._replace(**_under_goals(state, batch.transition, *materialized(can_sample(state), drawn)))
+
+
+def require_sample(batch: Sample) -> None:
+    """`TypeError` where it is none."""
+    if not isinstance(batch, Sample):
+        raise TypeError(f"batch is a {type(batch).__name__}; give the Sample that sample returned.")
+
+
+def _last(state: BufferState, rows: jax.Array, copies: jax.Array) -> jax.Array | None:
+    """The last transitions of the windows that begin in `rows`, int32 [n]: uint32 [n, words]; None if all have one step.
+
+    `copies`, rows of `Copy`, say how long the windows are.
+    """
+    config = state.config
     if config.num_steps == 1:
-        return transitions, None, copies, is_hindsight
+        return None
     windows = jax.vmap(lambda copy: config.copy.unpack(copy).window)(copies)
-    last_rows = row_of_step(config, rows, jnp.int32(0), jnp.maximum(windows - 1, 0))
-    return transitions, config.transition.read(state.transitions, last_rows), copies, is_hindsight
+    last = row_of_step(config, rows, jnp.int32(0), jnp.maximum(windows - 1, 0))
+    return config.transition.read(state.transitions, last)
+
+
+def _under_goals(
+    state: BufferState, transition: Transition, is_hindsight: jax.Array, copies: jax.Array, last: jax.Array | None
+) -> dict[str, Pytree]:
+    """The fields of a `Sample` that its goals decide."""
+    config = state.config
+    copy: Copy = jax.vmap(config.copy.unpack)(copies)
+    return {
+        "goal": copy.goal,
+        "reward": copy.reward,
+        "terminated": copy.terminated,
+        "is_hindsight": is_hindsight > 0,
+        "last": transition if last is None else jax.vmap(config.transition.unpack)(last),
+        "discount": _discount(config, copy, jnp.broadcast_to(can_sample(state), is_hindsight.shape)),
+    }
 
 
 def _ratio(config: Config, hindsight_ratio: jax.Array | float | None) -> jax.Array:
     """The chance that a goal drawn at sampling is a hindsight goal: float32 []."""
-    if hindsight_ratio is None:
-        return jnp.asarray(config.num_goals / (config.num_goals + 1), jnp.float32)
-    if not config.relabels_when_sampled or config.num_goals == 0:
+    if hindsight_ratio is not None and (not config.relabels_when_sampled or config.num_goals == 0):
         raise ValueError(
             f"hindsight_ratio is given, but init had relabel={config.relabel!r} and num_goals={config.num_goals}: sample draws "
             "no goals; give init relabel='sample' and num_goals >= 1, or leave hindsight_ratio out."
         )
+    return _share(config, "sample", hindsight_ratio)
+
+
+def _share(config: Config, caller: str, hindsight_ratio: jax.Array | float | None) -> jax.Array:
+    """The share of hindsight goals, in [0, 1]: float32 []."""
+    if hindsight_ratio is None:
+        return jnp.asarray(config.num_goals / (config.num_goals + 1), jnp.float32)
     ratio = jax.lax.stop_gradient(checks.real("hindsight_ratio", hindsight_ratio, "one number in [0, 1]"))
     return reported(
         jnp.clip(ratio, 0, 1).astype(jnp.float32),
         (ratio >= 0) & (ratio <= 1),
-        "sample: hindsight_ratio must lie in [0, 1], but it is {hindsight_ratio}; it was clipped",
+        caller + ": hindsight_ratio must lie in [0, 1], but it is {hindsight_ratio}; it was clipped",
         hindsight_ratio=ratio,
     )
 
@@ -182,38 +265,6 @@ def _discount(config: Config, copy: Copy, there: jax.Array) -> jax.Array | None:
         return None
     worth = there if copy.terminated is None else there & ~copy.terminated
     window = jnp.int32(1) if copy.window is None else copy.window
-    return jnp.where(worth, jnp.asarray(config.powers)[window], 0)
-
-
-def _draw(
-    state: BufferState, key: jax.Array, batch_size: int, beta: jax.Array | float, axis_name: str | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Indices, int32 [batch_size], their probabilities and their importance weights, float32 [batch_size] each."""
-    copies_held = size(state) * state.config.num_copies
-    if state.tree is None:
-        indices = _draw_uniformly(state, key, batch_size)
-        weights = jnp.full(batch_size, can_sample(state).astype(jnp.float32))
-        priorities, priority_sum = weights, copies_held.astype(jnp.float32)
-    else:
-        indices, priorities, priority_sum = prioritized.draw(state.tree, key, batch_size)
-        # Where all priorities are 0, the oldest is drawn, since the first row may hold a step of the running episode.
-        oldest = held_row(state, jnp.int32(0)) * state.config.num_copies
-        indices = jnp.where((priority_sum > 0) | ~can_sample(state), indices, oldest)
-    if axis_name is not None:
-        # As floats: all shards together may hold more copies than an int32 can count.
-        copies_held, priority_sum = jax.lax.psum((copies_held.astype(jnp.float32), priority_sum), axis_name)
-    probabilities = priorities / jnp.where(priority_sum > 0, priority_sum, 1)
-    if state.tree is not None:
-        weights = prioritized.importance_weights(probabilities, copies_held, beta, axis_name)
-    return indices, probabilities, weights
-
-
-def _draw_uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
-    """Indices of copies held, int32 [batch_size]."""
-    num_copies = state.config.num_copies
-    bits = jax.random.bits(key, (batch_size,), jnp.uint32)  # randint would draw four times as many.
-    drawn = scale(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
-    number = jax.lax.div(drawn, jnp.int32(num_copies))
-    indices = held_row(state, number) * num_copies + (drawn - number * num_copies)
-    drawn_once: jax.Array = materialized(can_sample(state), indices)  # Else XLA draws each for every word that is read of it.
-    return drawn_once
+    # Not an element picked: JAX refuses to pick one of a constant on a mesh with Explicit axes.
+    is_length = jnp.reshape(window, (-1, 1)) == np.arange(config.longest_window + 1)[None]
+    return jnp.where(worth, jnp.sum(jnp.where(is_length, config.powers[None], 0), axis=1), 0)

@@ -11,8 +11,8 @@ The running episode makes room for itself as it grows: in a full ring each of it
 
 A row holds one transition, and has `num_copies` indices: copy `c` of row `r` has the index `r * num_copies + c`. With
 `relabel="episode_end"` an index stores a goal, and the reward and termination under it; copy 0 has the goal that the episode
-pursued, the others have hindsight goals. With `relabel="sample"` a row has one index, which stores the pursued goal, the step
-and the episode's length. Each index has a priority.
+pursued, the others have hindsight goals. With `relabel="sample"` a row has one index, which stores the pursued goal. Each index
+has a priority. And each row has a place: its step, and its episode's length.
 """
 
 import dataclasses
@@ -23,13 +23,23 @@ import jax.numpy as jnp
 
 from herjax import sum_tree
 from herjax.config import Config
-from herjax.lanes import group_of
 from herjax.rows import INT32_MAX, Pytree
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["transitions", "copies", "tree", "max_priority", "head", "held", "pending", "num_dropped", "num_rejected"],
+    data_fields=[
+        "transitions",
+        "places",
+        "copies",
+        "tree",
+        "max_priority",
+        "head",
+        "held",
+        "pending",
+        "num_dropped",
+        "num_rejected",
+    ],
     meta_fields=["config"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +62,7 @@ class BufferState:
     """
 
     transitions: jax.Array  # R + 1 rows of `config.transition`: uint32 [(R + 1) * words]; [R + 1, words] where they are wide.
+    places: jax.Array  # R + 1 rows of `config.place`, likewise: int [2] each, the step and the length of its episode.
     copies: jax.Array  # (R + 1) * K rows of `config.stored`, likewise.
     tree: sum_tree.SumTree | None  # Priorities of the (R + 1) * K indices, 0 where nothing finished is held; None: uniform.
     max_priority: jax.Array  # float32 []; the largest accepted priority so far.
@@ -74,6 +85,7 @@ def empty(config: Config) -> BufferState:
 
     return BufferState(
         transitions=config.transition.zeros(num_rows),
+        places=config.place.zeros(num_rows),
         copies=config.stored.zeros(num_rows * config.num_copies),
         tree=None if config.priority_exponent is None else sum_tree.init(num_rows * config.num_copies),
         max_priority=scalar(1, jnp.float32),
@@ -189,47 +201,6 @@ def seen(values: Pytree) -> jax.Array:
 
 def _is_key(leaf: jax.Array) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def wrapped(config: Config, offset: jax.Array) -> jax.Array:
-    """Wraps an offset that has left the ring, by less than its length: int32 of `offset`'s shape."""
-    offset = jnp.where(offset < 0, offset + config.rows_per_env, offset)
-    return jnp.where(offset >= config.rows_per_env, offset - config.rows_per_env, offset)
-
-
-def row_at(config: Config, env: jax.Array, offset: jax.Array) -> jax.Array:
-    """The row at an offset in an environment's ring, wrapped: int32."""
-    return env * config.rows_per_env + wrapped(config, offset)
-
-
-def env_and_offset(config: Config, row: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The environment that a row belongs to, and its offset in the ring: int32 of `row`'s shape each."""
-    if config.envs == 1:
-        return jnp.zeros_like(row), row
-    env = jax.lax.div(row, jnp.int32(config.rows_per_env))
-    return env, row - env * config.rows_per_env
-
-
-def row_of_step(config: Config, row: jax.Array, step: jax.Array, other: jax.Array) -> jax.Array:
-    """The row of another step of the episode whose `step` is in `row`: int32."""
-    env, offset = env_and_offset(config, row)
-    return row_at(config, env, offset - step + other)
-
-
-def held_row(state: BufferState, number: jax.Array) -> jax.Array:
-    """The row of each of the finished transitions, by a number in [0, size): int32 of `number`'s shape."""
-    ends = jnp.cumsum(state.held)
-    env = group_of(ends, number)
-    back = ends[env] - number  # 1 for the youngest.
-    return row_at(state.config, env, state.head[env] - back)
-
-
-def is_held(state: BufferState, row: jax.Array) -> jax.Array:
-    """Whether a row, any int32, holds a finished transition; bool of `row`'s shape."""
-    inside = (row >= 0) & (row < state.config.num_rows)
-    env, offset = env_and_offset(state.config, jnp.where(inside, row, 0))
-    age = 1 + wrapped(state.config, state.head[env] - 1 - offset)  # 1 for the youngest.
-    return inside & (age <= state.held[env])
 
 
 def count(counter: jax.Array, increment: jax.Array) -> jax.Array:

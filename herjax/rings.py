@@ -1,0 +1,56 @@
+"""Where rows lie: each environment has a ring of `rows_per_env` rows, as `herjax.state` tells."""
+
+import jax
+import jax.numpy as jnp
+
+from herjax.config import Config
+from herjax.lanes import group_of
+from herjax.state import BufferState
+
+
+def wrapped(config: Config, offset: jax.Array) -> jax.Array:
+    """Wraps an offset that has left the ring, by less than its length: int32 of `offset`'s shape."""
+    offset = jnp.where(offset < 0, offset + config.rows_per_env, offset)
+    return jnp.where(offset >= config.rows_per_env, offset - config.rows_per_env, offset)
+
+
+def row_at(config: Config, env: jax.Array, offset: jax.Array) -> jax.Array:
+    """The row at an offset in an environment's ring, wrapped: int32."""
+    return env * config.rows_per_env + wrapped(config, offset)
+
+
+def env_and_offset(config: Config, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The environment that a row belongs to, and its offset in the ring: int32 of `row`'s shape each."""
+    if config.envs == 1:
+        return jnp.zeros_like(row), row
+    env = jax.lax.div(row, jnp.int32(config.rows_per_env))
+    return env, row - env * config.rows_per_env
+
+
+def row_of_step(config: Config, row: jax.Array, step: jax.Array, other: jax.Array) -> jax.Array:
+    """The row of another step of the episode whose `step` is in `row`: int32."""
+    env, offset = env_and_offset(config, row)
+    return row_at(config, env, offset - step + other)
+
+
+def held_row(state: BufferState, number: jax.Array) -> jax.Array:
+    """The row of each of the finished transitions, by a number in [0, size): int32 of `number`'s shape."""
+    ends = jnp.cumsum(state.held)
+    env = group_of(ends, number)
+    back = ends[env] - number  # 1 for the youngest.
+    return row_at(state.config, env, state.head[env] - back)
+
+
+def is_held(state: BufferState, row: jax.Array) -> jax.Array:
+    """Whether a row, any int32, holds a finished transition; bool of `row`'s shape."""
+    inside = (row >= 0) & (row < state.config.num_rows)
+    env, offset = env_and_offset(state.config, jnp.where(inside, row, 0))
+    age = 1 + wrapped(state.config, state.head[env] - 1 - offset)  # 1 for the youngest.
+    return inside & (age <= state.held[env])
+
+
+def first_held(state: BufferState, row: jax.Array, step: jax.Array) -> jax.Array:
+    """The first step still held of the episode whose `step` is in `row`, which is held: int32 of `row`'s shape."""
+    env, offset = env_and_offset(state.config, row)
+    older = state.held[env] - 1 - wrapped(state.config, state.head[env] - 1 - offset)  # Rows of its environment.
+    return jnp.clip(step - older, 0, step)
