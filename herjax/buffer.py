@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from herjax import checks, hindsight, prioritized
-from herjax.config import Config
+from herjax.config import Config, settings_and_numbers
 from herjax.faults import reported
 from herjax.functions import Goal, GoalFn, RewardFn, TerminatedFn, Transition
 from herjax.lanes import Steps, for_each_step, materialized, written_after
@@ -29,9 +29,9 @@ def init(
     num_goals: int = 4,
     relabel: str = "episode_end",
     num_steps: int = 1,
-    discount: float | None = None,
-    priority_exponent: float | None = None,
-    priority_epsilon: float = 1e-6,
+    discount: jax.Array | float | None = None,
+    priority_exponent: jax.Array | float | None = None,
+    priority_epsilon: jax.Array | float = 1e-6,
     num_envs: int | None = None,
 ) -> BufferState:
     """Makes an empty buffer, for hindsight experience replay (arXiv:1707.01495, algorithm 1).
@@ -54,7 +54,8 @@ def init(
         with a transition that `terminated_fn` calls the end under the copy's goal.
       discount: of the rewards in a window, and of what `Sample.discount` says; in [0, 1]. None: only with num_steps=1.
       priority_exponent: alpha of prioritised replay (arXiv:1511.05952, section 3.3); None: uniform replay.
-      priority_epsilon: added to every priority, so that none is zero.
+      priority_epsilon: added to every priority, so that none is zero. This, `priority_exponent` and `discount` may also be one
+        array, float [], traced or not: so a sweep over them is a `vmap` over `init`.
       num_envs: environments that fill the buffer: what `add` and `end_episode` are given then has a leading axis of that size.
         None: one environment, unbatched arguments.
 
@@ -72,6 +73,9 @@ def init(
       >>> int(herjax.size(buffer)), bool(herjax.can_sample(buffer))
       (0, False)
     """
+    settings, numbers = settings_and_numbers(
+        discount=discount, priority_exponent=priority_exponent, priority_epsilon=priority_epsilon
+    )
     config = Config(
         transition=Layout.of("transition", transition),
         capacity=capacity,
@@ -83,12 +87,10 @@ def init(
         num_goals=num_goals,
         relabel=relabel,
         num_steps=num_steps,
-        discount=discount,
-        priority_exponent=priority_exponent,
-        priority_epsilon=priority_epsilon,
         num_envs=num_envs,
+        **settings,
     )
-    return empty(config)
+    return empty(config, numbers)
 
 
 @jax.jit

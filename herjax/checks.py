@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from herjax.faults import reported
 from herjax.rows import Pytree
 
 
@@ -34,6 +35,18 @@ def number(name: str, value: float, most: float | None = None) -> float:
     if not 0 <= plain < math.inf or (most is not None and plain > most):
         raise ValueError(f"{name} is {value}; give {wanted}.")
     return plain
+
+
+def number_or_array(name: str, value: jax.Array | float, most: float | None = None) -> jax.Array | float:
+    """As `number`; or, of one number of JAX's, an array of its own, float32 [], checked as far as its value is known."""
+    if not isinstance(value, jax.Array):
+        return number(name, value, most)
+    wanted = "a finite number >= 0" if most is None else f"a number in [0, {most:g}]"
+    one = real(name, value, wanted)
+    if not isinstance(one, jax.core.Tracer):
+        number(name, one.item(), most)
+    fits = (one >= 0) & ((one < jnp.inf) if most is None else (one <= most))
+    return reported(jnp.array(one, jnp.float32), fits, f"init: {name} must be {wanted}, but it is {{given}}", given=one)
 
 
 def array(name: str, value: Pytree, wanted: str) -> jax.Array:

@@ -2,11 +2,10 @@
 
 import dataclasses
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from herjax import checks
 from herjax.functions import Function, Goal, GoalFn, RewardFn, TerminatedFn
@@ -21,6 +20,23 @@ class Copy(NamedTuple):
     reward: jax.Array  # []; of the window. `reward_fn`'s dtype, or float32 where integers are summed.
     terminated: jax.Array | None  # bool []; of the window's last step.
     window: jax.Array | None  # int32 []; steps of the window. None where all have one step.
+
+
+TRACED = "traced"
+"""In place of a number that `init` was given as an array: the state has it, so that it may differ from run to run."""
+
+NUMBERS = {"discount": 1.0, "priority_exponent": None, "priority_epsilon": None}
+"""Settings that may be traced, and the most that each can be."""
+
+
+def settings_and_numbers(**given: jax.Array | float | None) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """Numbers that `init` was given, by name, checked: what `Config` keeps of each, and what the state keeps of arrays."""
+    checked = {
+        name: None if value is None and name != "priority_epsilon" else checks.number_or_array(name, value, NUMBERS[name])
+        for name, value in given.items()
+    }
+    arrays = {name: value for name, value in checked.items() if isinstance(value, jax.Array)}
+    return checked | dict.fromkeys(arrays, TRACED), arrays
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,9 +56,9 @@ class Config:
     num_goals: int
     relabel: str
     num_steps: int
-    discount: float | None
-    priority_exponent: float | None
-    priority_epsilon: float
+    discount: float | str | None  # Of these three, `TRACED` where the state has the value.
+    priority_exponent: float | str | None
+    priority_epsilon: float | str
     num_envs: int | None
     goal: Layout = dataclasses.field(init=False, compare=False)
     copy: Layout = dataclasses.field(init=False, compare=False)  # Of `Copy`.
@@ -57,9 +73,6 @@ class Config:
         self._set("num_goals", checks.whole("num_goals", self.num_goals, 0))
         self._set_capacity()
         self._set_steps()
-        if self.priority_exponent is not None:
-            self._set("priority_exponent", checks.number("priority_exponent", self.priority_exponent))
-        self._set("priority_epsilon", checks.number("priority_epsilon", self.priority_epsilon))
         if self.strategy == as_mixture("final"):
             self._set("num_goals", min(self.num_goals, 1))
         self._set_functions()
@@ -92,9 +105,7 @@ class Config:
 
     def _set_steps(self) -> None:
         self._set("num_steps", checks.whole("num_steps", self.num_steps, 1))
-        if self.discount is not None:
-            self._set("discount", checks.number("discount", self.discount, most=1))
-        elif self.num_steps > 1:
+        if self.discount is None and self.num_steps > 1:
             raise ValueError(f"discount is None, and num_steps is {self.num_steps}; give a discount in [0, 1].")
 
     def _set_functions(self) -> None:
@@ -183,9 +194,3 @@ class Config:
     def longest_window(self) -> int:
         """The most steps that a transition's window can have."""
         return min(self.num_steps, self.max_episode_length)
-
-    @property
-    def powers(self) -> np.ndarray:
-        """`discount^i` for i in `0 .. longest_window`: float32 [longest_window + 1]; 0 where it is less than a normal one."""
-        powers = np.asarray([(self.discount or 0.0) ** i for i in range(self.longest_window + 1)], np.float32)
-        return np.where(powers < np.finfo(np.float32).tiny, np.float32(0), powers)

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from herjax.config import Config, Copy
 from herjax.faults import reported
@@ -119,6 +120,15 @@ def _clipped(drawn: jax.Array, length: jax.Array, chosen: jax.Array) -> jax.Arra
     )
 
 
+def powers(state: BufferState) -> jax.Array:
+    """`discount^i` for i in `0 .. longest_window`: float32 [longest_window + 1]; 0 where it is less than a normal one."""
+    discount, exponents = state.number("discount"), np.arange(state.config.longest_window + 1)
+    if not isinstance(discount, jax.Array):
+        discount, exponents = np.float64(discount), exponents.astype(np.float64)
+    found = jnp.asarray(discount**exponents, jnp.float32)
+    return jnp.where(found < np.finfo(np.float32).tiny, 0, found)
+
+
 def _copies(state: BufferState, visits: Visits, goals: jax.Array) -> jax.Array:
     """Each step under each of its goals, uint32 [n, k, words]: rows of `config.copy`, uint32 [n, k, words]."""
     config = state.config
@@ -126,19 +136,20 @@ def _copies(state: BufferState, visits: Visits, goals: jax.Array) -> jax.Array:
     if config.longest_window > 1:
         ahead = jnp.minimum(jnp.arange(config.longest_window, dtype=jnp.int32)[None], remaining[:, None] - 1)
         rows = row_of_step(config, rows, jnp.int32(0), ahead)
-    windows = transitions(state, rows)
+    windows, weights = transitions(state, rows), powers(state)[:-1]
 
     def copy(window: Transition, remaining: jax.Array, goal: jax.Array) -> jax.Array:
-        return config.copy.pack(_copy(config, window, remaining, config.goal.unpack(goal)))
+        return config.copy.pack(_copy(config, weights, window, remaining, config.goal.unpack(goal)))
 
     return jax.vmap(jax.vmap(copy, (None, None, 0)))(windows, remaining, goals)
 
 
-def _copy(config: Config, window: Transition, remaining: jax.Array, goal: Goal) -> Copy:
+def _copy(config: Config, weights: jax.Array, window: Transition, remaining: jax.Array, goal: Goal) -> Copy:
     """A transition under `goal`, with what the steps of its window bring: n-step returns (Sutton 1988).
 
     Args:
       config: the buffer's settings.
+      weights: float32 [longest_window], of the rewards.
       window: the transition and those after it, each leaf [longest_window, ...].
       remaining: int32 [], steps to the episode's end, this one included; of `window`, what comes after means nothing.
       goal: the goal desired.
@@ -152,8 +163,7 @@ def _copy(config: Config, window: Transition, remaining: jax.Array, goal: Goal) 
         ends |= terminated
     inside = jnp.cumsum(ends, dtype=jnp.int32) - ends.astype(jnp.int32) == 0  # Nothing has ended before.
     dtype = jnp.float64 if reward.dtype == jnp.float64 else jnp.float32
-    powers = config.powers[:-1].astype(dtype)
     # A reward without weight does not count, not even an infinite one.
-    total = jnp.sum(jnp.where(inside & (powers > 0), powers * reward.astype(dtype), 0))
+    total = jnp.sum(jnp.where(inside & (weights > 0), weights.astype(dtype) * reward.astype(dtype), 0))
     terminated = None if terminated is None else jnp.any(terminated & inside)
     return Copy(goal, total, terminated, jnp.sum(inside, dtype=jnp.int32))

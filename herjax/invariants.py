@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from herjax import prioritized, sum_tree
-from herjax.config import Config, Copy
+from herjax.config import NUMBERS, Config, Copy
 from herjax.rows import Layout, Pytree, dotted
 from herjax.state import BufferState, config_of, empty
 
@@ -71,7 +71,8 @@ def _on_cpu() -> AbstractContextManager[object]:
 
 def _check_arrays(state: BufferState) -> tuple[int, ...]:
     """Checks shapes and dtypes; returns the axes that `vmap` has put before them."""
-    expected: BufferState = jax.eval_shape(partial(empty, state.config))
+    numbers = dict.fromkeys(state.numbers, jnp.float32(0))
+    expected: BufferState = jax.eval_shape(partial(empty, state.config), numbers)
     for field in dataclasses.fields(state):
         found, must = (str(jax.tree.structure(getattr(tree, field.name))) for tree in (state, expected))
         if found != must:
@@ -93,6 +94,14 @@ def _check_buffer(state: BufferState) -> None:
     config = state.config
     for name in ("num_dropped", "num_rejected"):
         _require(bool(getattr(state, name) >= 0), f"state.{name}", getattr(state, name), "be >= 0")
+    for name, value in state.numbers.items():
+        most = NUMBERS[name]
+        _require(
+            bool(np.isfinite(value) & (value >= 0) & (most is None or value <= most)),
+            f"state.numbers[{name!r}]",
+            value,
+            "be finite and >= 0" if most is None else f"lie in 0 .. {most:g}",
+        )
     _check_windows(state)
     offsets = np.arange(config.rows_per_env)[None]
     held = np.ravel((state.head[:, None] - 1 - offsets) % config.rows_per_env < state.held[:, None])
@@ -193,7 +202,7 @@ def _check_priorities(state: BufferState, tree: sum_tree.SumTree, held: np.ndarr
     _require(np.isfinite(highest) & (highest >= 1), "state.max_priority", highest, "be finite and >= 1")
     leaves = tree[0]
     held = np.pad(held, (0, leaves.size - held.size))
-    least, most = (np.asarray(bound) for bound in prioritized.bounds(state.config, jnp.asarray(highest)))
+    least, most = (np.asarray(bound) for bound in prioritized.bounds(state))
     _require(~held | (leaves >= least * (1 - _ROUNDING)), "stored priority of index", leaves, f"be >= {least}")
     _require(~held | (leaves <= most * (1 + _ROUNDING)), "stored priority of index", leaves, f"be <= {most}, by max_priority")
     _require(held | (leaves == 0), "stored priority of index", leaves, "be 0: it holds nothing")

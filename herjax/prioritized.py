@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from herjax import checks, sum_tree
-from herjax.config import Config
 from herjax.faults import reported
 from herjax.rings import is_held
 from herjax.rows import INT32_MAX
@@ -74,7 +73,7 @@ def update_priorities(
         # The maximum with its own leaves the value as it is, and varying over the axis, as a scan's carry must stay.
         max_priority = jnp.maximum(max_priority, jax.lax.pmax(max_priority, axis_name))
     targets = jnp.where(accepted, indices, config.num_rows * config.num_copies)
-    values = jnp.where(accepted, _stored(config, accepted_priorities), 0)
+    values = jnp.where(accepted, _stored(state, accepted_priorities), 0)
     return dataclasses.replace(
         state,
         tree=sum_tree.set_leaves(tree, targets, values),
@@ -126,7 +125,7 @@ def _int32(indices: jax.Array) -> jax.Array:
 
 def enter(state: BufferState, rows: jax.Array) -> BufferState:
     """Gives all copies in `rows`, int32 [n], the largest priority so far; the last row, which holds nothing, keeps 0."""
-    return _set_rows(state, rows, _stored(state.config, state.max_priority))
+    return _set_rows(state, rows, _stored(state, state.max_priority))
 
 
 def leave(state: BufferState, rows: jax.Array) -> BufferState:
@@ -183,13 +182,14 @@ def importance_weights(
     return weights / jnp.where(heaviest > 0, heaviest, 1)
 
 
-def _stored(config: Config, priorities: jax.Array) -> jax.Array:
+def _stored(state: BufferState, priorities: jax.Array) -> jax.Array:
     """The tree's value of a priority (section 3.3), kept where neither it nor the sum of all can underflow or overflow."""
-    powers = (priorities + config.priority_epsilon) ** (config.priority_exponent or 0.0)
-    positive = (powers > 0) | (config.priority_epsilon > 0)
+    epsilon = state.number("priority_epsilon")
+    powers = (priorities + epsilon) ** state.number("priority_exponent")
+    positive = (powers > 0) | (jnp.asarray(epsilon) > 0)
     return jnp.where(positive, jnp.clip(powers, _SMALLEST, _LARGEST), 0)
 
 
-def bounds(config: Config, max_priority: jax.Array) -> tuple[jax.Array, jax.Array]:
+def bounds(state: BufferState) -> tuple[jax.Array, jax.Array]:
     """The least and the largest that the tree may hold of something held: float32 [] each."""
-    return _stored(config, jnp.zeros_like(max_priority)), _stored(config, max_priority)
+    return _stored(state, jnp.zeros_like(state.max_priority)), _stored(state, state.max_priority)

@@ -232,7 +232,7 @@ def _under_goals(
         "terminated": copy.terminated,
         "is_hindsight": is_hindsight > 0,
         "last": transition if last is None else jax.vmap(config.transition.unpack)(last),
-        "discount": _discount(config, copy, jnp.broadcast_to(can_sample(state), is_hindsight.shape)),
+        "discount": _discount(state, copy, jnp.broadcast_to(can_sample(state), is_hindsight.shape)),
     }
 
 
@@ -259,12 +259,12 @@ def _share(config: Config, caller: str, hindsight_ratio: jax.Array | float | Non
     )
 
 
-def _discount(config: Config, copy: Copy, there: jax.Array) -> jax.Array | None:
+def _discount(state: BufferState, copy: Copy, there: jax.Array) -> jax.Array | None:
     """What the value after each window is worth, float32 [batch_size]; `there`, bool [batch_size], is whether there is one."""
-    if config.discount is None:
+    if state.config.discount is None:
         return None
     worth = there if copy.terminated is None else there & ~copy.terminated
     window = jnp.int32(1) if copy.window is None else copy.window
     # Not an element picked: JAX refuses to pick one of a constant on a mesh with Explicit axes.
-    is_length = jnp.reshape(window, (-1, 1)) == np.arange(config.longest_window + 1)[None]
-    return jnp.where(worth, jnp.sum(jnp.where(is_length, config.powers[None], 0), axis=1), 0)
+    is_length = jnp.reshape(window, (-1, 1)) == np.arange(state.config.longest_window + 1)[None]
+    return jnp.where(worth, jnp.sum(jnp.where(is_length, hindsight.powers(state)[None], 0), axis=1), 0)

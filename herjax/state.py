@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from herjax import sum_tree
-from herjax.config import Config
+from herjax.config import TRACED, Config
 from herjax.rows import INT32_MAX, Pytree
 
 
@@ -39,6 +39,7 @@ from herjax.rows import INT32_MAX, Pytree
         "pending",
         "num_dropped",
         "num_rejected",
+        "numbers",
     ],
     meta_fields=["config"],
 )
@@ -71,11 +72,17 @@ class BufferState:
     pending: jax.Array  # int32 [n]; transitions of the running episode.
     num_dropped: jax.Array  # int32 []; transitions past `max_episode_length`, not stored.
     num_rejected: jax.Array  # int32 []; priorities not accepted.
+    numbers: dict[str, jax.Array]  # float32 [] each; the settings that `init` was given as arrays, by name.
     config: Config
 
+    def number(self, name: str) -> jax.Array | float:
+        """The setting of that name, one of `NUMBERS`: a float where it is static, else float32 []; 0 for None."""
+        value = getattr(self.config, name)
+        return self.numbers[name] if value is TRACED else value or 0.0
 
-def empty(config: Config) -> BufferState:
-    """An empty buffer with these settings."""
+
+def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
+    """An empty buffer with these settings, and with these in place of `TRACED` ones."""
     num_rows = config.num_rows + 1  # The last holds nothing: what is to be dropped is written there.
     per_env = partial(jnp.zeros, config.envs, jnp.int32)
 
@@ -94,6 +101,7 @@ def empty(config: Config) -> BufferState:
         pending=per_env(),
         num_dropped=scalar(0, jnp.int32),
         num_rejected=scalar(0, jnp.int32),
+        numbers=numbers,
         config=config,
     )
 
