@@ -23,7 +23,7 @@ def whole(name: str, value: int, least: int | None = None) -> int:
     return int(value)
 
 
-def number(name: str, value: float, most: float | None = None) -> float:
+def number(name: str, value: float | None, most: float | None = None) -> float:
     """The same number as Python's float. `TypeError` where it is none, `ValueError` where it is not in [0, most], or finite."""
     wanted = "a finite number >= 0" if most is None else f"a number in [0, {most:g}]"
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -37,7 +37,7 @@ def number(name: str, value: float, most: float | None = None) -> float:
     return plain
 
 
-def number_or_array(name: str, value: jax.Array | float, most: float | None = None) -> jax.Array | float:
+def number_or_array(name: str, value: jax.Array | float | None, most: float | None = None) -> jax.Array | float:
     """As `number`; or, of one number of JAX's, an array of its own, float32 [], checked as far as its value is known."""
     if not isinstance(value, jax.Array):
         return number(name, value, most)
@@ -142,15 +142,16 @@ def scalar(name: str, result: Pytree, *kinds: type) -> None:
         raise TypeError(f"{name} returns dtype {result.dtype}; return {wanted}; astype converts it.")
 
 
-def key(value: jax.Array) -> None:
-    """`TypeError` or `ValueError` unless `value` is one PRNG key."""
-    if not hasattr(value, "dtype"):
+def key(value: jax.Array | None) -> jax.Array:
+    """The same. `TypeError` or `ValueError` unless `value` is one PRNG key."""
+    if value is None or not hasattr(value, "dtype"):
         raise TypeError(f"key is {value!r}; give a PRNG key, such as jax.random.key(0).")
     typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     if not typed and value.dtype != jnp.uint32:
         raise TypeError(f"key has dtype {value.dtype}; give a PRNG key, such as jax.random.key(0).")
     if value.ndim != (0 if typed else 1):
         raise ValueError(f"key has shape {value.shape}; give one key, also for many environments: herjax splits it.")
+    return value
 
 
 def flags(name: str, value: jax.Array | bool, num_envs: int | None) -> jax.Array:

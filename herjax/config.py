@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from herjax import checks
 from herjax.functions import Function, Goal, GoalFn, RewardFn, TerminatedFn
@@ -60,6 +61,7 @@ class Config:
     priority_exponent: float | str | None
     priority_epsilon: float | str
     num_envs: int | None
+    sample_running: bool
     goal: Layout = dataclasses.field(init=False, compare=False)
     copy: Layout = dataclasses.field(init=False, compare=False)  # Of `Copy`.
     stored: Layout = dataclasses.field(init=False, compare=False)  # Of what an index stores: `Copy`, or the goal pursued.
@@ -69,6 +71,11 @@ class Config:
         """Checks every setting. Numbers become Python's, and functions compare by identity from here on."""
         if self.relabel not in ("episode_end", "sample"):
             raise ValueError(f"relabel is {self.relabel!r}; give 'episode_end' or 'sample'.")
+        if not isinstance(self.sample_running, bool | np.bool_):
+            raise TypeError(f"sample_running is {self.sample_running!r}; give True or False.")
+        if self.sample_running and not self.relabels_when_sampled:
+            raise ValueError(f"sample_running is True, and relabel is {self.relabel!r}; give relabel='sample'.")
+        self._set("sample_running", bool(self.sample_running))
         self._set("max_episode_length", checks.whole("max_episode_length", self.max_episode_length, 1))
         self._set("num_goals", checks.whole("num_goals", self.num_goals, 0))
         self._set_capacity()

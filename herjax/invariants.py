@@ -107,7 +107,7 @@ def _check_buffer(state: BufferState) -> None:
     held = np.ravel((state.head[:, None] - 1 - offsets) % config.rows_per_env < state.held[:, None])
     running = np.ravel((offsets - state.head[:, None]) % config.rows_per_env < state.pending[:, None])
     held, running = np.append(held, False), np.append(running, False)  # [R + 1]; the last row is nobody's.
-    copies_held = np.repeat(held, config.num_copies)
+    copies_held = np.repeat(held | running if config.sample_running else held, config.num_copies)
     _check_values("row", _sound_transitions(config, state.transitions), held | running)
     _check_values("index", _sound_copies(config, state.copies), copies_held)
     _check_steps(state)

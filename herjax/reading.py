@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from herjax.functions import Transition
-from herjax.rings import first_held
+from herjax.rings import first_held, running_place
 from herjax.state import BufferState
 
 
@@ -26,6 +26,10 @@ def visits(state: BufferState, rows: jax.Array) -> Visits:
     config = state.config
     place = jax.vmap(config.place.unpack)(config.place.read(state.places, rows)).astype(jnp.int32)
     step, length = place[:, 0], place[:, 1]
+    if config.sample_running:
+        running_step, running_length = running_place(state, rows)
+        runs = running_step < running_length
+        step, length = jnp.where(runs, running_step, step), jnp.where(runs, running_length, length)
     first = jnp.zeros_like(step) if config.keeps_oldest else first_held(state, rows, step)
     # The first index of a row has the goal pursued, which both layouts of `config.stored` begin with.
     goal = config.stored.read(state.copies, rows * config.num_copies)[:, : config.goal.words]

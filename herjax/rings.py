@@ -34,23 +34,32 @@ def row_of_step(config: Config, row: jax.Array, step: jax.Array, other: jax.Arra
 
 
 def held_row(state: BufferState, number: jax.Array) -> jax.Array:
-    """The row of each of the finished transitions, by a number in [0, size): int32 of `number`'s shape."""
-    ends = jnp.cumsum(state.held)
+    """The row of each transition that can be drawn, by a number in [0, size): int32 of `number`'s shape."""
+    ends = jnp.cumsum(state.drawable)
     env = group_of(ends, number)
     back = ends[env] - number  # 1 for the youngest.
-    return row_at(state.config, env, state.head[env] - back)
+    return row_at(state.config, env, state.newest[env] - back)
 
 
 def is_held(state: BufferState, row: jax.Array) -> jax.Array:
-    """Whether a row, any int32, holds a finished transition; bool of `row`'s shape."""
+    """Whether a row, any int32, holds a transition that can be drawn; bool of `row`'s shape."""
     inside = (row >= 0) & (row < state.config.num_rows)
     env, offset = env_and_offset(state.config, jnp.where(inside, row, 0))
-    age = 1 + wrapped(state.config, state.head[env] - 1 - offset)  # 1 for the youngest.
-    return inside & (age <= state.held[env])
+    age = 1 + wrapped(state.config, state.newest[env] - 1 - offset)  # 1 for the youngest.
+    return inside & (age <= state.drawable[env])
 
 
 def first_held(state: BufferState, row: jax.Array, step: jax.Array) -> jax.Array:
     """The first step still held of the episode whose `step` is in `row`, which is held: int32 of `row`'s shape."""
     env, offset = env_and_offset(state.config, row)
-    older = state.held[env] - 1 - wrapped(state.config, state.head[env] - 1 - offset)  # Rows of its environment.
+    older = state.drawable[env] - 1 - wrapped(state.config, state.newest[env] - 1 - offset)  # Rows of its environment.
     return jnp.clip(step - older, 0, step)
+
+
+def running_place(state: BufferState, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Step and length so far of the running episode of a row's environment, were the row in it: int32 of `row`'s shape each.
+
+    It is in it if the step is below the length.
+    """
+    env, offset = env_and_offset(state.config, row)
+    return wrapped(state.config, offset - state.head[env]), state.pending[env]

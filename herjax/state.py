@@ -75,6 +75,16 @@ class BufferState:
     numbers: dict[str, jax.Array]  # float32 [] each; the settings that `init` was given as arrays, by name.
     config: Config
 
+    @property
+    def drawable(self) -> jax.Array:
+        """Transitions of each environment that can be drawn: int32 [n]; the finished ones, and maybe the running ones."""
+        return self.held + self.pending if self.config.sample_running else self.held
+
+    @property
+    def newest(self) -> jax.Array:
+        """Where those end: int32 [n]; an offset in the ring, not wrapped."""
+        return self.head + self.pending if self.config.sample_running else self.head
+
     def number(self, name: str) -> jax.Array | float:
         """The setting of that name, one of `NUMBERS`: a float where it is static, else float32 []; 0 for None."""
         value = getattr(self.config, name)
@@ -144,8 +154,8 @@ def can_sample(state: BufferState) -> jax.Array:
       >>> bool(herjax.can_sample(herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))))
       True
     """
-    held: jax.Array = size(state) > 0
-    return held
+    there: jax.Array = size(state) > 0
+    return there
 
 
 @jax.jit
@@ -168,7 +178,7 @@ def size(state: BufferState) -> jax.Array:
       (2, 2)
     """
     config_of(state)
-    return jnp.sum(state.held, dtype=jnp.int32)
+    return jnp.sum(state.drawable, dtype=jnp.int32)
 
 
 @jax.jit

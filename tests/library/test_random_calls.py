@@ -69,12 +69,14 @@ class Configuration:
     num_steps: int
     discount: float | None
     priority_epsilon: float = 1e-6
+    sample_running: bool = False
 
     def __str__(self) -> str:
         """An id."""
         envs, exponent = self.num_envs, self.priority_exponent
         rows = f"{self.share}of{self.max_episode_length}"
-        return f"{self.relabel}-{self.name}-k{self.num_goals}-n{self.num_steps}-{envs}envs-{rows}-{exponent}"
+        when = "running" if self.sample_running else self.relabel
+        return f"{when}-{self.name}-k{self.num_goals}-n{self.num_steps}-{envs}envs-{rows}-{exponent}"
 
     @property
     def name(self) -> str:
@@ -147,6 +149,7 @@ def start(configuration: Configuration) -> herjax.BufferState:
         priority_exponent=c.priority_exponent,
         priority_epsilon=c.priority_epsilon,
         num_envs=c.num_envs,
+        sample_running=c.sample_running,
     )
 
 
@@ -295,7 +298,18 @@ EDGES = (
     Configuration("final", 2, "sample", 0.6, 2, share=7, max_episode_length=2, num_steps=1, discount=None),
     Configuration("random", 3, "sample", None, 2, share=7, max_episode_length=2, num_steps=1, discount=None),
 )
-DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in ([*pairwise(), *EDGES], wider()))
+# Steps of running episodes are sampled.
+RUNNING = tuple(
+    Configuration(*options, sample_running=True)
+    for options in (
+        ("future", None, "sample", None, 2, 8, 5, 1, None),
+        ("episode", 2, "sample", 0.6, 1, 5, 5, 3, 0.5, 0.0),
+        ("random", 3, "sample", 1.0, 2, 6, 4, 2, 0.5),
+        ("final", None, "sample", 0.6, 1, 4, 4, 1, 0.5),
+        (herjax.mixture({"final": 1, past: 3}), 2, "sample", None, 2, 7, 3, 4, 0.5),
+    )
+)
+DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in ([*pairwise(), *EDGES, *RUNNING], wider()))
 
 
 # The machine.
@@ -342,6 +356,7 @@ class Machine(RuleBasedStateMachine):
         self.num_dropped_before = [0] * c.lanes  # The running episode.
         self.steps = 0
         self.finished: dict[int, Finished] = {}
+        self.entered: dict[int, float] = {}  # The priority that each transition entered with, where running ones are sampled.
         self.largest = 1.0
         self.priorities: dict[tuple[int, int], float] = {}  # Of updated copies, by transition and index.
         self.num_rejected = 0
@@ -371,9 +386,11 @@ class Machine(RuleBasedStateMachine):
         mask, argument = self.flags(bits, shared=shared)
         for _ in range(1 + (count - 1) % (self.configuration.max_episode_length + 2)):
             numbers = self.next_numbers()
-            self.state = herjax.add(self.state, self.batched(numbers), argument)
+            goal = {"goal": self.batched(-1 - numbers)} if self.configuration.sample_running else {}
+            self.state = herjax.add(self.state, self.batched(numbers), argument, **goal)
             for oracle, number in itertools.compress(zip(self.oracles, numbers, strict=True), mask):
                 oracle.add(int(number))
+                self.entered[int(number)] = self.largest
             self.made("add" if np.all(mask) else "add, masked")
 
     @rule(bits=BITS, shared=st.booleans(), key=st.integers(0, 2**16), look=st.booleans())
@@ -383,7 +400,8 @@ class Machine(RuleBasedStateMachine):
         goals = -1 - self.next_numbers()
         ended, suffix = self.running(done)
         before = None if ended else self.draw(self.state, key)
-        self.state = herjax.end_episode(self.state, self.batched(goals), jax.random.key(key), argument)
+        given = (None, None) if self.configuration.sample_running else (self.batched(goals), jax.random.key(key))
+        self.state = herjax.end_episode(self.state, *given, argument)
         for e in ended:
             oracle = self.oracles[e]
             oracle.end_episode(int(goals[e]))
@@ -400,7 +418,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(count=st.integers(0, LONGEST), bits=BITS, shared=st.booleans(), key=st.integers(0, 2**16))
     def discard(self, count: int, bits: int, key: int, *, shared: bool) -> None:
-        """The running episodes of some of the environments, after so many more steps; what is drawn stays the same."""
+        """The running episodes of some of the environments, after so many more steps; what is drawn else stays the same."""
         if count:
             self.add(count, 7, shared=False)
         done, argument = self.flags(bits, shared=shared)
@@ -410,7 +428,8 @@ class Machine(RuleBasedStateMachine):
         for e in dropped:
             self.oracles[e].discard()
             self.num_dropped_before[e] = self.oracles[e].num_dropped
-        jax.tree.map(np.testing.assert_array_equal, before, self.draw(self.state, key))
+        if not (dropped and self.configuration.sample_running):
+            jax.tree.map(np.testing.assert_array_equal, before, self.draw(self.state, key))
         self.made(f"discard{suffix}")
 
     @rule(key=st.integers(0, 2**16), beta=st.sampled_from([0.4, 0.0, 1.0]))
@@ -486,10 +505,22 @@ class Machine(RuleBasedStateMachine):
         ended = np.flatnonzero(done & pending).tolist()
         return ended, "" if ended else " not done" if any(pending) else ", nothing pending"
 
+    def held_of(self, oracle: Oracle) -> list[int]:
+        """The transitions of an environment that can be drawn."""
+        return oracle.held + oracle.pending if self.configuration.sample_running else oracle.held
+
     @property
     def held(self) -> tuple[int, ...]:
-        """The finished transitions of all environments that are held."""
-        return tuple(number for oracle in self.oracles for number in oracle.held)
+        """Those of all environments."""
+        return tuple(number for oracle in self.oracles for number in self.held_of(oracle))
+
+    def about(self, number: int) -> Finished:
+        """Of a transition that can be drawn; if its episode still runs, as if that ended now."""
+        if not self.configuration.sample_running:
+            return self.finished[number]
+        pending = self.oracles[number % self.configuration.lanes].pending
+        episode = Episode(-1, tuple(pending), ()) if number in pending else self.finished[number].episode
+        return Finished(replace(episode, goal=-1 - number), self.entered[number])  # Each step pursues a goal of its own.
 
     def remember(self, ended: Iterable[int]) -> None:
         """Fix what is fixed when the episodes of these environments have ended, all in one call."""
@@ -500,7 +531,7 @@ class Machine(RuleBasedStateMachine):
 
     def goal_chances(self, number: int) -> Counter[int]:
         """By goal: how likely it is as a hindsight goal of this transition; goals drawn late are of what is held now."""
-        c, episode = self.configuration, self.finished[number].episode
+        c, episode = self.configuration, self.about(number).episode
         return c.goal_chances(replace(episode, held=self.held) if c.goals_late else episode, number)
 
     def inject(self, rng: np.random.Generator, where: np.ndarray, indices: np.ndarray, priorities: np.ndarray) -> None:
@@ -608,7 +639,7 @@ class Machine(RuleBasedStateMachine):
         for index, goal, *outcome in drawn:
             number = transition[index]
             self.assert_goal(number, goal, chances[number])
-            window = self.finished[number].episode.window(number, goal, c.num_steps)
+            window = self.about(number).episode.window(number, goal, c.num_steps)
             assert tuple(outcome) == c.outcome(window, goal)
             self.coverage.window(c.num_steps, window, goal)
         if c.goals_late:
@@ -618,7 +649,7 @@ class Machine(RuleBasedStateMachine):
 
     def assert_goal(self, number: int, goal: int, chances: Counter[int]) -> None:
         """It is the one that was pursued, or one that may be a hindsight goal of this transition."""
-        finished, c = self.finished[number], self.configuration
+        finished, c = self.about(number), self.configuration
         if goal < 0:
             assert goal == finished.episode.goal
         else:
@@ -648,7 +679,7 @@ class Machine(RuleBasedStateMachine):
         c, held = self.configuration, Counter(self.seen.transition.values())
         assert set(held.values()) == {c.copies}
         for e, oracle in enumerate(self.oracles):
-            assert sorted(number for number in held if number % c.lanes == e) == oracle.held
+            assert sorted(number for number in held if number % c.lanes == e) == self.held_of(oracle)
         if not c.goals_late:
             pursued = Counter(self.seen.transition[index] for index, goal in self.seen.goal.items() if goal < 0)
             assert pursued == dict.fromkeys(held, 1)
@@ -667,7 +698,7 @@ class Machine(RuleBasedStateMachine):
         """By index: the stored priority of every copy held."""
         c = self.configuration
         raw = {
-            index: self.priorities.get((number, index), self.finished[number].priority)
+            index: self.priorities.get((number, index), self.about(number).priority)
             for index, number in self.seen.transition.items()
         }
         return {index: (priority + c.priority_epsilon) ** c.priority_exponent for index, priority in raw.items()}
