@@ -13,7 +13,8 @@ Each step of the loop then calls, in this order:
     td_error = ...  # your update, its loss weighted by batch.weights
     buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(td_error))  # only with a priority_exponent
 
-- `relabel` draws other goals for a batch, `steps` reads other steps of its episodes, `episodes` whole ones, on the host.
+- `relabel` draws other goals for a batch. `steps` reads other steps of its episodes, as `Steps`. `episodes` brings each
+  `Episode` that is held whole to the host.
 - `size` and `can_sample` say what the buffer holds. `check`, outside of the loop, says whether a state is sound.
 - `discard` drops a running episode. `after` and `in_all_runs` keep some loops from copying the buffer.
 - `geometric` and `mixture` make strategies, besides "future", "final", "episode" and "random".

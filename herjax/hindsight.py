@@ -123,9 +123,10 @@ def _clipped(drawn: jax.Array, length: jax.Array, chosen: jax.Array) -> jax.Arra
 def powers(state: BufferState) -> jax.Array:
     """`discount^i` for i in `0 .. longest_window`: float32 [longest_window + 1]; 0 where it is less than a normal one."""
     discount, exponents = state.number("discount"), np.arange(state.config.longest_window + 1)
-    if not isinstance(discount, jax.Array):
-        discount, exponents = np.float64(discount), exponents.astype(np.float64)
-    found = jnp.asarray(discount**exponents, jnp.float32)
+    if isinstance(discount, jax.Array):
+        found = discount ** exponents.astype(np.float32)
+    else:
+        found = jnp.asarray(np.float64(discount) ** exponents, jnp.float32)
     return jnp.where(found < np.finfo(np.float32).tiny, 0, found)
 
 

@@ -266,5 +266,5 @@ def _discount(state: BufferState, copy: Copy, there: jax.Array) -> jax.Array | N
     worth = there if copy.terminated is None else there & ~copy.terminated
     window = jnp.int32(1) if copy.window is None else copy.window
     # Not an element picked: JAX refuses to pick one of a constant on a mesh with Explicit axes.
-    is_length = jnp.reshape(window, (-1, 1)) == np.arange(state.config.longest_window + 1)[None]
+    is_length = jnp.reshape(window, (-1, 1)) == np.arange(state.config.longest_window + 1, dtype=np.int32)[None]
     return jnp.where(worth, jnp.sum(jnp.where(is_length, hindsight.powers(state)[None], 0), axis=1), 0)

@@ -27,6 +27,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "16 envs": {"priority_exponent": 0.6, "num_envs": 16},
     "late goals": {"relabel": "sample", "strategy": "episode"},
     "late goals, prioritised": {"relabel": "sample", "strategy": "episode", "priority_exponent": 0.6},
+    "running": {"relabel": "sample", "sample_running": True},
+    "running, prioritised": {"relabel": "sample", "sample_running": True, "priority_exponent": 0.6},
 }
 
 
@@ -67,12 +69,14 @@ def envs(buffer: herjax.BufferState) -> tuple[int, ...]:
 def store(buffer: herjax.BufferState, params: jax.Array, key: jax.Array) -> herjax.BufferState:
     """Stores what a policy with `params` did."""
     shape = (*envs(buffer), SIZE)
-    return herjax.add(buffer, jnp.broadcast_to(params, shape) + jax.random.normal(key, shape))
+    goal = {"goal": jnp.ones(shape)} if buffer.config.sample_running else {}
+    return herjax.add(buffer, jnp.broadcast_to(params, shape) + jax.random.normal(key, shape), **goal)
 
 
 def end(buffer: herjax.BufferState, key: jax.Array, done: jax.Array | bool) -> herjax.BufferState:
     """Ends the episode, if `done`."""
-    return herjax.end_episode(buffer, jnp.ones((*envs(buffer), SIZE)), key, jnp.broadcast_to(done, envs(buffer)))
+    goal = None if buffer.config.sample_running else jnp.ones((*envs(buffer), SIZE))
+    return herjax.end_episode(buffer, goal, key, jnp.broadcast_to(done, envs(buffer)))
 
 
 def act(loop: Loop, params: jax.Array, key: jax.Array) -> herjax.BufferState:

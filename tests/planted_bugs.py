@@ -40,6 +40,9 @@ MIXTURES = ("test_mixtures", "test_random_calls")
 SIMULATORS = ("test_simulators", "test_random_calls")
 FUNCTIONS = ("test_functions",)
 SAVED = ("test_checkpoints",)
+RELABELLED = ("test_relabel_batches",)
+AROUND = ("test_steps",)
+WHOLE = ("test_episodes",)
 
 BUGS = (
     Bug(
@@ -499,6 +502,181 @@ BUGS = (
         "np.asarray(value, np.float64 if",
         "np.asarray(value, np.float16 if",
         SAVED,
+    ),
+    Bug(
+        "the first step held is the one after it",
+        "rings.py",
+        "return jnp.clip(step - older, 0, step)",
+        "return jnp.clip(step - older + 1, 0, step)",
+        AROUND,
+    ),
+    Bug(
+        "steps that have made room count as held",
+        "rings.py",
+        "return jnp.clip(step - older, 0, step)",
+        "return jnp.zeros_like(step)",
+        AROUND,
+    ),
+    Bug(
+        "steps beyond an episode's end are masked as held",
+        "steps.py",
+        "mask = (wanted == nearest) & is_held(state, rows)[:, None]",
+        "mask = (wanted >= nearest) & is_held(state, rows)[:, None]",
+        AROUND,
+    ),
+    Bug(
+        "the mask forgets which steps have made room",
+        "steps.py",
+        "mask = (wanted == nearest) & is_held(state, rows)[:, None]",
+        "mask = (wanted >= 0) & (wanted < here.length[:, None]) & is_held(state, rows)[:, None]",
+        AROUND,
+    ),
+    Bug(
+        "the step past an episode's end is the next episode's first",
+        "steps.py",
+        "here.length[:, None] - 1)",
+        "here.length[:, None])",
+        AROUND,
+    ),
+    Bug(
+        "the nearest step held is always the transition itself",
+        "steps.py",
+        "mask = (wanted == nearest)",
+        "nearest = jnp.where(wanted == nearest, nearest, here.step[:, None])\n    mask = (wanted == nearest)",
+        AROUND,
+    ),
+    Bug(
+        "the farthest offsets are cut short",
+        "steps.py",
+        "-longest, longest)",
+        "-longest, longest - 2)",
+        AROUND,
+    ),
+    Bug(
+        "rewards of steps are under the goal that was pursued",
+        "steps.py",
+        "_under_goals(config.reward_fn, transition, batch.goal)",
+        "_under_goals(config.reward_fn, transition, jax.vmap(config.goal.unpack)(here.goal))",
+        AROUND,
+    ),
+    Bug(
+        "steps around an empty batch are terminated",
+        "steps.py",
+        "_under_goals(config.terminated_fn, transition, batch.goal) & there",
+        "_under_goals(config.terminated_fn, transition, batch.goal)",
+        AROUND,
+    ),
+    Bug(
+        "relabel ignores the share given",
+        "sampling.py",
+        '_share(config, "relabel", hindsight_ratio)',
+        '_share(config, "relabel", None)',
+        RELABELLED,
+    ),
+    Bug(
+        "relabel ignores the strategy given",
+        "sampling.py",
+        "chosen = config_of(state).strategy if strategy is None else as_mixture(strategy)",
+        "chosen = config_of(state).strategy",
+        RELABELLED,
+    ),
+    Bug(
+        "relabel takes init's default where init's strategy is asked for",
+        "sampling.py",
+        "chosen = config_of(state).strategy if strategy is None else as_mixture(strategy)",
+        'chosen = as_mixture("future" if strategy is None else strategy)',
+        RELABELLED,
+    ),
+    Bug(
+        "relabel keeps the last transitions of the old goals",
+        "sampling.py",
+        "*materialized(can_sample(state), drawn)))",
+        '*materialized(can_sample(state), drawn)) | {"last": batch.last})',
+        RELABELLED,
+    ),
+    Bug(
+        "relabel keeps the rewards of the old goals",
+        "sampling.py",
+        "*materialized(can_sample(state), drawn)))",
+        '*materialized(can_sample(state), drawn)) | {"reward": batch.reward})',
+        RELABELLED,
+    ),
+    Bug(
+        "relabel keeps the discounts of the old goals",
+        "sampling.py",
+        "*materialized(can_sample(state), drawn)))",
+        '*materialized(can_sample(state), drawn)) | {"discount": batch.discount})',
+        RELABELLED,
+    ),
+    Bug(
+        "relabel keeps what is a hindsight goal",
+        "sampling.py",
+        "*materialized(can_sample(state), drawn)))",
+        '*materialized(can_sample(state), drawn)) | {"is_hindsight": batch.is_hindsight})',
+        RELABELLED,
+    ),
+    Bug(
+        "without goals of init's a share is ignored",
+        "sampling.py",
+        "None if hindsight_ratio is None and config.num_goals == 0 else strategy",
+        "None if config.num_goals == 0 else strategy",
+        RELABELLED,
+    ),
+    Bug(
+        "only where init's strategy looks back do goals come from steps held",
+        "hindsight.py",
+        "if strategy.looks_back:",
+        "if config.strategy.looks_back:",
+        RELABELLED,
+    ),
+    Bug(
+        "all goals drawn late come from steps that have made room",
+        "reading.py",
+        "if config.keeps_oldest else",
+        "if config.relabels_when_sampled else",
+        RELABELLED,
+    ),
+    Bug(
+        "steps kept for goals give none",
+        "reading.py",
+        "jnp.zeros_like(step) if config.keeps_oldest else first_held(state, rows, step)",
+        "first_held(state, rows, step)",
+        RELABELLED,
+    ),
+    Bug(
+        "an episode that has lost its first steps comes out",
+        "episodes.py",
+        "np.flatnonzero(step == 0)",
+        "np.flatnonzero((step == 0) | (np.arange(len(step)) == 0))",
+        WHOLE,
+    ),
+    Bug(
+        "episodes have the next one's goal",
+        "episodes.py",
+        "leaf[steps.start]",
+        "leaf[steps.stop % len(leaf)]",
+        WHOLE,
+    ),
+    Bug(
+        "episodes come in the order of their rows",
+        "episodes.py",
+        "np.arange(head[env] - held[env], head[env]) % config.rows_per_env",
+        "np.sort(np.arange(head[env] - held[env], head[env]) % config.rows_per_env)",
+        WHOLE,
+    ),
+    Bug(
+        "all episodes are the first environment's",
+        "episodes.py",
+        "env=env,",
+        "env=0,",
+        WHOLE,
+    ),
+    Bug(
+        "running steps are of an episode",
+        "episodes.py",
+        "np.arange(head[env] - held[env], head[env])",
+        "np.arange(head[env] - held[env], head[env] + 1)",
+        WHOLE,
     ),
 )
 

@@ -153,10 +153,10 @@ def test_bytes_allocated_are_those_of_the_readme(
     a_transition, a_goal = 36 + 12 + 4, 12  # Leaves are rounded up to 4 bytes.
     if relabel == "episode_end":
         rows, indices = capacity, capacity * (1 + num_goals)
-        formula = rows * a_transition + indices * (a_goal + 4)
+        formula = rows * (a_transition + 4) + indices * (a_goal + 4)
     else:
         rows = indices = capacity + (length if "back" in relabel and num_goals > 0 else 0)
-        formula = rows * (a_transition + a_goal + 8)
+        formula = rows * (a_transition + a_goal + 4)
     if priority_exponent is not None:
         formula += indices * 4 * 8 / 7
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(init()))

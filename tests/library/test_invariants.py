@@ -87,14 +87,14 @@ def first_held(state: herjax.BufferState) -> int:
     return int((state.head - state.held)[0] % state.config.rows_per_env)
 
 
-def of_visit(place: int, word: int, amount: int) -> Break:
-    """Adds to a word (-2: the step, -1: the length) of what is stored with a transition; 0: the oldest."""
+def of_place(place: int, part: int, amount: int) -> Break:
+    """Adds to the step (0) or the length (1) of what is stored with a transition; `place` 0: the oldest."""
 
     def broken(state: herjax.BufferState) -> herjax.BufferState:
         row = (first_held(state) + place) % state.config.rows_per_env
-        words = state.copies.reshape(-1, state.config.stored.words)
-        changed = words.at[row, word].add(jnp.asarray(amount, jnp.int32).astype(jnp.uint32))
-        return dataclasses.replace(state, copies=changed.reshape(state.copies.shape))
+        parts = state.config.place.unpack(state.places[row][None])
+        changed = state.config.place.pack(parts.at[part].add(jnp.asarray(amount).astype(parts.dtype)))
+        return dataclasses.replace(state, places=state.places.at[row].set(changed[0]))
 
     return broken
 
@@ -147,10 +147,10 @@ BROKEN: dict[str, tuple[str, Break, str]] = {
     "sum off by little": (LARGE, slightly("sum"), r"tree\[\d\] at \d+ is \S+; it must be \S+, the sum of its children"),
     "priority off by little": (KEPT, slightly("priority"), r"priority of index \d+ is \S+; it must be <= "),
     "episode too long": (LATE, longer_episodes, r"length of the episode of row \d+ is [345]; it must lie in 1 \.\. 2"),
-    "length below 1": (LATE, of_visit(0, -1, -9), r"length of the episode of row \d+ is -\d; it must lie in 1 \.\. 5"),
-    "step past the end": (LATE, of_visit(0, -2, 9), r"step of row \d+ is \d+; it must lie within its episode"),
-    "step below 0": (LATE, of_visit(0, -2, -9), r"step of row \d+ is -\d+; it must lie within its episode"),
-    "a step out of turn": (BACK, of_visit(1, -2, -1), r"step of row \d+ is -?\d+; it must (be the one after|lie within)"),
+    "length below 1": (LATE, of_place(0, 1, -9), r"length of the episode of row \d+ is \d+; it must lie in 1 \.\. 5"),
+    "step past the end": (LATE, of_place(0, 0, 9), r"step of row \d+ is \d+; it must lie within its episode"),
+    "step below 0": (LATE, of_place(0, 0, -9), r"step of row \d+ is \d+; it must lie within its episode"),
+    "a step out of turn": (BACK, of_place(1, 0, -1), r"step of row \d+ is -?\d+; it must (be the one after|lie within)"),
     "an episode that is not over": (LATE, not_over, r"step of row \d+ is \d; it must be an episode's last|length of the"),
 }
 
