@@ -102,11 +102,10 @@ def of_place(place: int, part: int, amount: int) -> Break:
 def not_over(state: herjax.BufferState) -> herjax.BufferState:
     """The first environment's youngest episode is one step longer than what is held of it."""
     row = int(state.head[0] - 1) % state.config.rows_per_env
-    words = state.copies.reshape(-1, state.config.stored.words)
-    length = int(words[row, -1])
-    for back in range(length):
-        words = words.at[(row - back) % state.config.rows_per_env, -1].add(1)
-    return dataclasses.replace(state, copies=words.reshape(state.copies.shape))
+    longer = 1 << 16  # A place is two uint16, the length last.
+    length = int(state.places[row]) // longer
+    rows = (row - np.arange(length)) % state.config.rows_per_env
+    return dataclasses.replace(state, places=state.places.at[rows].add(jnp.uint32(longer)))
 
 
 BROKEN: dict[str, tuple[str, Break, str]] = {
