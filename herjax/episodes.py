@@ -1,6 +1,6 @@
 """Whole episodes, on the host: to look at, to plot, to export, to fill another buffer with."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 
 from herjax.functions import Goal, Transition
 from herjax.reading import transitions, visits
+from herjax.rows import Pytree
 from herjax.state import BufferState, config_of
 
 
@@ -16,7 +17,7 @@ class Episode(NamedTuple):
 
     Attributes:
       transitions: its steps, in the structure of `init`'s example, with an axis for them in front.
-      goal: the goal that it pursued.
+      goal: the goal that it pursued; with `sample_running`, that of each step, with an axis for them in front.
       env: the environment that it was played in; 0 without `num_envs`.
 
     Example:
@@ -68,21 +69,25 @@ def episodes(state: BufferState) -> list[Episode]:
     found = []
     for env in range(config.envs):
         ring = np.arange(head[env] - held[env], head[env]) % config.rows_per_env
-        found += _episodes(env, *jax.tree.map(lambda leaf, rows=env * config.rows_per_env + ring: leaf[rows], read))
+        held_here = _part(read, env * config.rows_per_env + ring)
+        found += _episodes(env, *held_here, goal_by_step=config.sample_running)
     return found
 
 
-def _episodes(env: int, transitions: Transition, goals: Goal, step: np.ndarray, length: np.ndarray) -> list[Episode]:
+def _episodes(
+    env: int, transitions: Transition, goals: Goal, step: np.ndarray, length: np.ndarray, *, goal_by_step: bool
+) -> list[Episode]:
     """Those of one environment, from all that it holds, the oldest first: each leaf [n, ...]."""
-    starts = [slice(first, first + length[first]) for first in np.flatnonzero(step == 0)]
-    return [
-        Episode(
-            transitions=jax.tree.map(lambda leaf, steps=steps: leaf[steps], transitions),
-            goal=jax.tree.map(lambda leaf, steps=steps: leaf[steps.start], goals),
-            env=env,
-        )
-        for steps in starts
-    ]
+    found = []
+    for first in np.flatnonzero(step == 0):
+        steps = slice(first, first + length[first])
+        goal = steps if goal_by_step else first
+        found.append(Episode(_part(transitions, steps), _part(goals, goal), env))
+    return found
+
+
+def _part(tree: Pytree, where: Any) -> Pytree:
+    return jax.tree.map(lambda leaf: leaf[where], tree)
 
 
 @jax.jit

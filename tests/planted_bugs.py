@@ -39,6 +39,7 @@ WINDOWS = ("test_n_steps", "test_random_calls")
 MIXTURES = ("test_mixtures", "test_random_calls")
 SIMULATORS = ("test_simulators", "test_random_calls")
 FUNCTIONS = ("test_functions",)
+RUNNING = ("test_sample_running", "test_random_calls")
 SAVED = ("test_checkpoints",)
 RELABELLED = ("test_relabel_batches",)
 AROUND = ("test_steps",)
@@ -110,23 +111,23 @@ BUGS = (
     ),
     Bug(
         "each turn of relabelling repeats the draws of the first",
-        "buffer.py",
+        "running.py",
         "jax.random.fold_in(key, turn)",
         "jax.random.fold_in(key, 0)",
         ENVIRONMENTS,
     ),
     Bug(
         "every environment is given the goal that the first pursued",
-        "buffer.py",
-        "jnp.maximum(lengths[env], 1), goals[env], steps.valid",
-        "jnp.maximum(lengths[env], 1), goals[jnp.zeros_like(env)], steps.valid",
+        "running.py",
+        "jnp.zeros_like(rows), goals[steps.env], steps.valid",
+        "jnp.zeros_like(rows), goals[jnp.zeros_like(steps.env)], steps.valid",
         ENVIRONMENTS,
     ),
     Bug(
         "the goal pursued counts as a hindsight goal",
         "sampling.py",
-        "is_hindsight = jax.lax.sign(indices - rows * config.num_copies)",
-        "is_hindsight = jax.lax.sign(1 + indices - rows * config.num_copies)",
+        "jax.lax.sign(indices - rows * config.num_copies)",
+        "jax.lax.sign(1 + indices - rows * config.num_copies)",
         STORAGE,
     ),
     Bug(
@@ -138,49 +139,49 @@ BUGS = (
     ),
     Bug(
         "steps of the running episode are sampled",
-        "sampling.py",
+        "drawing.py",
         "drawn = scale(bits, (size(state) * num_copies).astype(jnp.uint32))",
         "drawn = scale(bits, ((size(state) + state.pending[-1]) * num_copies).astype(jnp.uint32))",
         STORAGE,
     ),
     Bug(
         "where all priorities are 0, the first row is drawn, whatever it holds",
-        "sampling.py",
+        "drawing.py",
         "indices = jnp.where((priority_sum > 0) | ~can_sample(state), indices, oldest)",
         "del oldest",
         PRIORITIES,
     ),
     Bug(
         "the copies of all shards are counted in 32 bits",
-        "sampling.py",
+        "drawing.py",
         "jax.lax.psum((copies_held.astype(jnp.float32), priority_sum), axis_name)",
         "jax.lax.psum((copies_held, priority_sum), axis_name)",
         PRIORITIES,
     ),
     Bug(
         "an episode may be one step longer than its greatest length",
-        "buffer.py",
+        "running.py",
         "dropped = mask & (state.pending >= config.max_episode_length)",
         "dropped = mask & (state.pending > config.max_episode_length)",
         STORAGE,
     ),
     Bug(
         "episodes end whether done or not",
-        "buffer.py",
-        'lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)',
-        "lengths = state.pending",
+        "running.py",
+        'lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)\n    ended',
+        "lengths = state.pending\n    ended",
         STORAGE,
     ),
     Bug(
         "what has made room keeps its priority",
-        "buffer.py",
+        "running.py",
         "state = prioritized.leave(state, jnp.where(full, row_at",
         "state = prioritized.leave(state, jnp.where(full & ~full, row_at",
         ("test_buffer", "test_num_envs", "test_priorities"),
     ),
     Bug(
         "the second-oldest transition makes room, the oldest stays",
-        "buffer.py",
+        "running.py",
         "row_at(config, envs, state.head - state.held)",
         "row_at(config, envs, state.head - state.held + 1)",
         ("test_priorities", "test_buffer", "test_num_envs"),
@@ -188,36 +189,36 @@ BUGS = (
     Bug(
         "late goals that look back come from what has taken the place of steps that made room",
         "config.py",
-        "spare = self.relabels_when_sampled and self.num_goals > 0 and self.strategy.looks_back",
-        "spare = False",
+        "return self.relabels_when_sampled and self.num_goals > 0 and self.strategy.looks_back",
+        "return False",
         ENVIRONMENTS,
     ),
     Bug(
         "a full buffer makes room one step late",
-        "buffer.py",
+        "running.py",
         "full = stored & (state.held + state.pending >= config.capacity_per_env)",
         "full = stored & (state.held + state.pending > config.capacity_per_env)",
         STORAGE,
     ),
     Bug(
         "a transition past the greatest length makes room",
-        "buffer.py",
+        "running.py",
         "full = stored & (state.held + state.pending >= config.capacity_per_env)",
         "full = mask & (state.held + state.pending >= config.capacity_per_env)",
         STORAGE,
     ),
     Bug(
         "late goals: a step is taken for the one after it",
-        "hindsight.py",
-        "Visits(rows, visit.step, jnp.maximum(visit.length, 1)",
-        "Visits(rows, jnp.minimum(visit.step + 1, jnp.maximum(visit.length, 1) - 1), jnp.maximum(visit.length, 1)",
+        "reading.py",
+        "return Visits(rows, step, jnp.maximum(length, 1)",
+        "return Visits(rows, jnp.minimum(step + 1, jnp.maximum(length, 1) - 1), jnp.maximum(length, 1)",
         ENVIRONMENTS,
     ),
     Bug(
         "late goals: what is called a hindsight copy has the goal pursued",
         "hindsight.py",
-        "return is_hindsight, _copies(state, steps, goals[:, None])[:, 0]",
-        "return is_hindsight, _copies(state, steps, visits[:, None, : config.goal.words])[:, 0]",
+        "return is_hindsight, _copies(state, visits, goals[:, None])[:, 0]",
+        "return is_hindsight, _copies(state, visits, visits.goal[:, None])[:, 0]",
         ENVIRONMENTS,
     ),
     Bug(
@@ -229,16 +230,16 @@ BUGS = (
     ),
     Bug(
         "the oldest transition held counts as gone",
-        "state.py",
-        "(age <= state.held[env])",
-        "(age < state.held[env])",
+        "rings.py",
+        "(age <= state.drawable[env])",
+        "(age < state.drawable[env])",
         ("test_priorities", "test_num_envs"),
     ),
     Bug(
         "all environments hold as much as the first",
-        "state.py",
-        "(age <= state.held[env])",
-        "(age <= state.held[0])",
+        "rings.py",
+        "(age <= state.drawable[env])",
+        "(age <= state.drawable[0])",
         ENVIRONMENTS,
     ),
     Bug(
@@ -272,8 +273,8 @@ BUGS = (
     Bug(
         "new copies enter with priority 1 for ever",
         "prioritized.py",
-        "_set_rows(state, rows, _stored(state.config, state.max_priority))",
-        "_set_rows(state, rows, _stored(state.config, jnp.ones_like(state.max_priority)))",
+        "_set_rows(state, rows, _stored(state, state.max_priority))",
+        "_set_rows(state, rows, _stored(state, jnp.ones_like(state.max_priority)))",
         PRIORITIES,
     ),
     Bug(
@@ -286,8 +287,8 @@ BUGS = (
     Bug(
         "the exponent is applied before epsilon is added",
         "prioritized.py",
-        "powers = (priorities + config.priority_epsilon) ** (config.priority_exponent or 0.0)",
-        "powers = priorities ** (config.priority_exponent or 0.0) + config.priority_epsilon",
+        'powers = (priorities + epsilon) ** state.number("priority_exponent")',
+        'powers = priorities ** state.number("priority_exponent") + epsilon',
         PRIORITIES,
     ),
     Bug(
@@ -342,15 +343,15 @@ BUGS = (
     Bug(
         "rewards of a window are discounted from the second power on",
         "hindsight.py",
-        "config.powers[:-1].astype(dtype)",
-        "config.powers[1:].astype(dtype)",
+        "powers(state)[:-1]",
+        "powers(state)[1:]",
         WINDOWS,
     ),
     Bug(
         "what comes after a window is discounted once too little",
         "sampling.py",
-        "jnp.asarray(config.powers)[window]",
-        "jnp.asarray(config.powers)[window - 1]",
+        "jnp.reshape(window, (-1, 1)) ==",
+        "jnp.reshape(window - 1, (-1, 1)) ==",
         WINDOWS,
     ),
     Bug(
@@ -397,32 +398,32 @@ BUGS = (
     ),
     Bug(
         "a masked transition is stored all the same",
-        "buffer.py",
+        "running.py",
         "stored = mask & ~dropped",
         "stored = ~dropped & (state.pending < config.max_episode_length)",
         SIMULATORS,
     ),
     Bug(
         "a masked transition counts as dropped",
-        "buffer.py",
+        "running.py",
         "dropped = mask & (state.pending >= config.max_episode_length)",
         "dropped = state.pending >= config.max_episode_length",
         SIMULATORS,
     ),
     Bug(
         "to discard one episode discards those of all environments",
-        "buffer.py",
-        "pending=jnp.where(dropped, 0, state.pending)",
-        "pending=jnp.where(jnp.any(dropped), 0, state.pending)",
+        "running.py",
+        "return dataclasses.replace(state, pending=state.pending - lengths)",
+        "return dataclasses.replace(state, pending=jnp.where(jnp.any(lengths > 0), 0, state.pending))",
         SIMULATORS,
     ),
     Bug(
         "what a discarded episode made room for counts as held",
-        "buffer.py",
-        "return dataclasses.replace(state, pending=jnp.where(dropped, 0, state.pending))",
-        "room = jnp.maximum(state.held + state.pending - state.config.capacity_per_env + 1, 0)\n"
-        "    back = jnp.where(dropped & (room > 0), state.pending, 0)\n"
-        "    return dataclasses.replace(state, held=state.held + back, pending=jnp.where(dropped, 0, state.pending))",
+        "running.py",
+        "return dataclasses.replace(state, pending=state.pending - lengths)",
+        "room = jnp.maximum(state.held + state.pending - state.config.capacity_per_env + 1, 0)"
+        "\n    back = jnp.where(room > 0, lengths, 0)"
+        "\n    return dataclasses.replace(state, held=state.held + back, pending=state.pending - lengths)",
         SIMULATORS,
     ),
     Bug(
@@ -471,15 +472,15 @@ BUGS = (
     Bug(
         "an infinite reward counts where the discount's power is 0",
         "hindsight.py",
-        "jnp.where(inside & (powers > 0), ",
+        "jnp.where(inside & (weights > 0), ",
         "jnp.where(inside, ",
         WINDOWS,
     ),
     Bug(
         "powers below every normal float32 stay",
-        "config.py",
-        "np.where(powers < np.finfo(np.float32).tiny, np.float32(0), powers)",
-        "np.asarray(powers)",
+        "hindsight.py",
+        "jnp.where(found < np.finfo(np.float32).tiny, 0, found)",
+        "found",
         WINDOWS,
     ),
     Bug(
@@ -677,6 +678,62 @@ BUGS = (
         "np.arange(head[env] - held[env], head[env])",
         "np.arange(head[env] - held[env], head[env] + 1)",
         WHOLE,
+    ),
+    Bug(
+        "a running episode's goals come from steps that are not there yet",
+        "rings.py",
+        "return wrapped(state.config, offset - state.head[env]), state.pending[env]",
+        "return wrapped(state.config, offset - state.head[env]), state.pending[env] + 1",
+        RUNNING,
+    ),
+    Bug(
+        "a running step is taken for what its row held before",
+        "reading.py",
+        "runs = running_step < running_length",
+        "runs = running_step < running_length - 1",
+        RUNNING,
+    ),
+    Bug(
+        "the newest running step is not sampled",
+        "state.py",
+        "return self.held + self.pending if",
+        "return self.held + jnp.maximum(self.pending - 1, 0) if",
+        RUNNING,
+    ),
+    Bug(
+        "a discarded running episode keeps its priorities",
+        "running.py",
+        "if config.sample_running and state.tree is not None:",
+        "if config.sample_running and state.tree is None:",
+        RUNNING,
+    ),
+    Bug(
+        "running steps have the goal of the first environment",
+        "running.py",
+        "goals = _packed(config, config.goal, goal, stored)",
+        "goals = _packed(config, config.goal, goal, stored)[jnp.zeros_like(rows)]",
+        RUNNING,
+    ),
+    Bug(
+        "running steps enter without a priority",
+        "running.py",
+        "        state = prioritized.enter(state, rows)\n",
+        "",
+        RUNNING,
+    ),
+    Bug(
+        "a traced epsilon is forgotten",
+        "prioritized.py",
+        'epsilon = state.number("priority_epsilon")',
+        "epsilon = 0.0",
+        ("test_traced_numbers", "test_priorities"),
+    ),
+    Bug(
+        "a traced discount is that of the first power",
+        "hindsight.py",
+        "found = discount ** exponents.astype(np.float32)",
+        "found = discount ** np.minimum(exponents, 1).astype(np.float32)",
+        ("test_traced_numbers",),
     ),
 )
 
