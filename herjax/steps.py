@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from herjax import checks
+from herjax.batches import Sample, require_sample
 from herjax.functions import Goal, RewardFn, TerminatedFn, Transition
 from herjax.lanes import materialized
 from herjax.reading import rows_of, visits
 from herjax.rings import first_held, is_held, row_of_step
-from herjax.sampling import Sample, require_sample
 from herjax.state import BufferState, can_sample, config_of
 
 
