@@ -109,7 +109,9 @@ def _goal_steps(strategy: Mixture, key: jax.Array, visits: Visits, num_goals: in
 
 def _clipped(drawn: jax.Array, length: jax.Array, chosen: jax.Array) -> jax.Array:
     """Goal steps that a user's function drew, int [n, k], clipped into their episodes: int32 [n, k]."""
-    inside = jnp.clip(drawn, 0, length[:, None] - 1)
+    wide = jnp.promote_types(drawn.dtype, jnp.int32)
+    drawn = drawn.astype(wide)
+    inside = jnp.clip(drawn, 0, length[:, None].astype(wide) - 1)
     fault = (inside != drawn) & chosen
     return reported(
         inside.astype(jnp.int32),

@@ -153,7 +153,7 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
 def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
     """Drops the running episode, as if it had never begun: after a crash of the simulator, or a restart from a checkpoint.
 
-    The old transitions whose place it took do not come back.
+    The old transitions whose place it took do not come back. With `sample_running`, indices drawn from it hold nothing then.
 
     Args:
       state: the buffer.

@@ -8,6 +8,7 @@ round its end to its start:
     the rest                   nothing that is sampled
 
 The running episode makes room for itself as it grows: in a full ring each of its transitions takes the place of the oldest.
+With `sample_running` its transitions are sampled like finished ones.
 
 A row holds one transition, and has `num_copies` indices: copy `c` of row `r` has the index `r * num_copies + c`. With
 `relabel="episode_end"` an index stores a goal, and the reward and termination under it; copy 0 has the goal that the episode
@@ -88,7 +89,7 @@ class BufferState:
     def number(self, name: str) -> jax.Array | float:
         """The setting of that name, one of `NUMBERS`: a float where it is static, else float32 []; 0 for None."""
         value = getattr(self.config, name)
-        return self.numbers[name] if value is TRACED else value or 0.0
+        return self.numbers[name] if value == TRACED else value or 0.0
 
 
 def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
@@ -131,7 +132,7 @@ def config_of(state: BufferState) -> Config:
 
 @jax.jit
 def can_sample(state: BufferState) -> jax.Array:
-    """Whether a finished transition is held, so that `sample` has something to draw.
+    """Whether a transition is held that `sample` can draw: of a finished episode, or, with `sample_running`, of any.
 
     For a `lax.cond` under `vmap` ask `herjax.in_all_runs(herjax.can_sample(buffer))`: a condition that differs by run is none.
 
@@ -161,6 +162,8 @@ def can_sample(state: BufferState) -> jax.Array:
 @jax.jit
 def size(state: BufferState) -> jax.Array:
     """The number of finished transitions held: neither their copies nor the running episode count.
+
+    With `sample_running` the running episode counts, too.
 
     Args:
       state: the buffer.

@@ -222,6 +222,7 @@ def test_shard_map_over_devices_equals_each_alone(key: jax.Array) -> None:
 
 
 MESHED = [{}, {"num_envs": 2}, {"relabel": "sample"}, {"relabel": "sample", "strategy": "episode", "num_envs": 2}]
+MESHED += [{"num_steps": 3, "discount": 0.5}, {"relabel": "sample", "num_steps": 3, "discount": 0.5}]
 
 
 @pytest.fixture(scope="module")
