@@ -62,6 +62,19 @@ def test_a_window_ends_with_the_newest_step() -> None:
     np.testing.assert_array_equal(batch.reward, 2 - 0.5 ** (lengths - 1.0))
 
 
+def test_each_environment_has_its_steps_and_goals() -> None:
+    """Of those that are masked nothing is there; one that has ended is drawn beside one that runs."""
+    state = running(num_envs=2, num_goals=0, capacity=10)
+    for first, mask in ((0, [True, True]), (2, [False, True])):
+        numbers = first + jnp.arange(2, dtype=jnp.int32)
+        state = herjax.add(state, numbers, jnp.array(mask), goal=-1 - numbers)
+    assert drawn(state) == {(0, -1), (1, -2), (3, -4)}
+    state = herjax.end_episode(state, None, None, jnp.array([True, False]))
+    numbers = 4 + jnp.arange(2, dtype=jnp.int32)
+    state = herjax.discard(herjax.add(state, numbers, goal=-1 - numbers), jnp.array([False, True]))
+    assert drawn(state) == {(0, -1), (4, -5)}
+
+
 @pytest.mark.parametrize("exponent", [None, 1.0])
 def test_what_is_discarded_is_gone(exponent: float | None) -> None:
     """It is neither drawn nor counted, its indices hold nothing, and what had ended stays."""
