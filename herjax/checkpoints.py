@@ -165,7 +165,7 @@ def replace_file(path: Path, text: str) -> None:
 def _compare(folder: Path, saved: Json, asked: Json) -> None:
     for name in dict.fromkeys([*asked, *saved]):
         old, new = saved.get(name, "absent"), asked.get(name, "absent")
-        if json.dumps(old) != json.dumps(new):  # As text, since NaN differs from itself.
+        if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):  # As text, since NaN differs from itself.
             raise ValueError(
                 f"{folder} was saved with {name} {old}, and {name} {new} is asked for; "
                 "give what it was saved with, or another folder."

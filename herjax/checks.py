@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from herjax.faults import reported
 from herjax.rows import Pytree
@@ -39,10 +40,12 @@ def number(name: str, value: float | None, most: float | None = None) -> float:
 
 def number_or_array(name: str, value: jax.Array | float | None, most: float | None = None) -> jax.Array | float:
     """As `number`; or, of one number of JAX's, an array of its own, float32 [], checked as far as its value is known."""
+    if isinstance(value, np.ndarray) and not value.shape:
+        value = value.item()
     if not isinstance(value, jax.Array):
         return number(name, value, most)
     wanted = "a finite number >= 0" if most is None else f"a number in [0, {most:g}]"
-    one = real(name, value, wanted)
+    one = real(name, value, wanted + "; for several, vmap over init")
     if not isinstance(one, jax.core.Tracer):
         number(name, one.item(), most)
     fits = (one >= 0) & ((one < jnp.inf) if most is None else (one <= most))
@@ -90,20 +93,25 @@ def _explained(name: str, function: Callable[..., Any], examples: dict[str, Pytr
     for kind, fault in _TRACED.items():
         if isinstance(error, kind):
             return f"{name} {fault}"
-    try:
-        signature = inspect.signature(function)
-        signature.bind(*examples)
-    except TypeError as mismatch:
-        if isinstance(error, TypeError):
-            taken = f"{name} is called as {name}{call}, and takes {signature} ({mismatch})"
-            return f"{taken}; give a function {call}, such as a lambda."
-    except ValueError:  # Some functions written in C do not tell.
-        pass
+    if isinstance(error, TypeError) and _raised_by_the_call(error):
+        try:
+            takes = f"takes {inspect.signature(function)}"
+        except (TypeError, ValueError):  # Some functions written in C do not tell.
+            takes = "takes other arguments"
+        return f"{name} is called as {name}{call}, and {takes} ({error}); give a function {call}, such as a lambda."
     shapes = ", ".join(f"{argument}: {_shapes(example)}" for argument, example in examples.items())
     return (
         f"{name} raised {type(error).__name__}: {error}. herjax calls it for one transition, without an axis for a batch, and "
         f"vmaps it; write it for {shapes}."
     )
+
+
+def _raised_by_the_call(error: Exception) -> bool:
+    """Whether a function's arguments were refused, rather than that something in it failed."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_code.co_filename == __file__
 
 
 _TRACED: dict[type[Exception], str] = {
@@ -154,9 +162,11 @@ def key(value: jax.Array | None) -> jax.Array:
     return value
 
 
-def flags(name: str, value: jax.Array | bool, num_envs: int | None) -> jax.Array:
+def flags(
+    name: str, value: jax.Array | bool, num_envs: int | None, remedy: str = "one bool; for n environments give init num_envs=n"
+) -> jax.Array:
     """`value`, bool [], or [num_envs] if there is an axis for environments, as bool [num_envs or 1]; refuses all else."""
-    expected, remedy = "()", "one bool; for n environments give init num_envs=n"
+    expected = "()"
     if num_envs is not None:
         expected, remedy = f"() or ({num_envs},)", "one bool for all environments, or one for each"
     value = array(name, value, remedy)

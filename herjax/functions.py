@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from types import MethodType
+from types import CodeType, MethodType
 from typing import Any, TypeAlias
 
 import jax
@@ -34,7 +34,8 @@ class Function:
     @property
     def name(self) -> str:
         """What it is called, the same in every process; of an object without a name, what it says of itself."""
-        return getattr(self.call, "__qualname__", None) or repr(self.call)
+        name = getattr(self.call, "__qualname__", None)
+        return name if isinstance(name, str) else repr(self.call)
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same function."""
@@ -50,8 +51,9 @@ class Function:
     def __repr__(self) -> str:
         """Its name, where it was defined, and what tells it from another of that name and place."""
         code = getattr(getattr(self.call, "__func__", self.call), "__code__", None)
-        place = f"{Path(code.co_filename).name}:{code.co_firstlineno} " if code else ""
-        name = getattr(self.call, "__qualname__", None) or type(self.call).__qualname__
+        place = f"{Path(code.co_filename).name}:{code.co_firstlineno} " if isinstance(code, CodeType) else ""
+        name = getattr(self.call, "__qualname__", None)
+        name = name if isinstance(name, str) else type(self.call).__qualname__
         return f"{name} ({place}at {'+'.join(map(hex, self._identity))})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Function":

@@ -61,7 +61,7 @@ def in_all_runs(condition: jax.Array | bool) -> jax.Array:
       >>> jax.vmap(herjax.in_all_runs)(ready).tolist(), bool(herjax.in_all_runs(ready[0]))
       ([False, False, False], True)
     """
-    (one,) = checks.flags("condition", condition, None)
+    (one,) = checks.flags("condition", condition, None, remedy="one bool: call it inside the vmap, or use jnp.all")
     in_all: jax.Array = ~max_over_lanes(~jax.lax.stop_gradient(one))
     return in_all
 
@@ -102,7 +102,7 @@ def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
     return unchanged
 
 
-class Steps(NamedTuple):
+class Chunk(NamedTuple):
     """Some steps of some environments; each field [chunk]."""
 
     env: jax.Array  # int32; in [0, num_envs)
@@ -110,7 +110,7 @@ class Steps(NamedTuple):
     valid: jax.Array  # bool; the last turn may have steps to spare.
 
 
-def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Array, Steps], Carry], carry: Carry) -> Carry:
+def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Array, Chunk], Carry], carry: Carry) -> Carry:
     """Folds `body(carry, turn, steps)` over the steps `0 .. counts[env] - 1` of every environment, a chunk of them a turn.
 
     It takes as many turns as the steps need, over all lanes of a `vmap`: none where there is no step. A GPU, which cannot tell
@@ -132,7 +132,7 @@ def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Ar
         env = group_of(ends, item)
         if counts.size > 1:  # Else XLA searches again for each value computed from it.
             env = materialized(ends[-1] > 0, env)
-        return body(carry, number, Steps(env, jnp.where(valid, item - starts[env], 0), valid))
+        return body(carry, number, Chunk(env, jnp.where(valid, item - starts[env], 0), valid))
 
     def in_turns(carry: Carry) -> Carry:
         chunk = min(most, max(_LEAST_STEPS, min(counts.size, _MOST_STEPS)))

@@ -1,18 +1,18 @@
 """What is kept of a training state beside its arrays: settings, notes and what the state is made of, as JSON."""
 
 import dataclasses
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any, NoReturn, TypeAlias
 
 import jax
 import numpy as np
 
 from herjax.functions import Function
-from herjax.rows import Pytree, dotted
+from herjax.rows import Layout, Pytree, dotted
 from herjax.state import BufferState
 from herjax.strategies import Mixture
 
@@ -20,6 +20,10 @@ Json: TypeAlias = dict[str, Any]
 """What JSON can say, by name."""
 
 _STORED = (np.number, np.bool_, jax.dtypes.prng_key)  # Kinds of arrays.
+_NOT_STORED = {np.dtype(np.longdouble), np.dtype(np.clongdouble)} - {np.dtype(np.float64), np.dtype(np.complex128)}
+_WHOLE: dict[str, Any] = {"threshold": sys.maxsize, "floatmode": "unique", "precision": 8, "suppress": False, "linewidth": 75}
+_WHOLE |= {"sign": "-", "nanstr": "nan", "infstr": "inf", "formatter": None, "legacy": False}
+"""How NumPy prints all of an array, whatever the caller's settings."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -52,7 +56,8 @@ def leaves_by_name(tree: Pytree) -> Json:
     leaves: Json = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = _dotted(path) or "array"
-        if not _is_array(leaf, *_STORED) and not isinstance(leaf, bool | int | float):
+        stored = _is_array(leaf, *_STORED) or isinstance(leaf, jax.ShapeDtypeStruct | bool | int | float)
+        if not stored or getattr(leaf, "dtype", None) in _NOT_STORED:
             raise TypeError(f"{name} is {leaf!r}, which cannot be stored; give arrays, numbers or keys.")
         _put(leaves, name, leaf)
     return leaves
@@ -102,7 +107,8 @@ def _as_json(name: str, value: Any, otherwise: Callable[[str, Any], Any]) -> Any
 
 def _is_array(value: Any, *kinds: Any) -> bool:
     """Whether it is an array of NumPy's or JAX's, or a scalar, of one of these kinds of numbers."""
-    return hasattr(value, "dtype") and any(jax.numpy.issubdtype(value.dtype, kind) for kind in kinds)
+    arrays = isinstance(value, np.ndarray | np.generic | jax.Array)
+    return arrays and any(jax.numpy.issubdtype(value.dtype, kind) for kind in kinds)
 
 
 def _refuse(name: str, value: Any) -> NoReturn:
@@ -110,17 +116,25 @@ def _refuse(name: str, value: Any) -> NoReturn:
 
 
 def _described(name: str, value: Any) -> Any:
-    """A setting as JSON; of functions their name, since where they lie in memory tells nothing."""
-    if value is None or isinstance(value, str | Real):
+    """A setting as JSON, the same in each process; of functions their name, since where they lie in memory tells nothing."""
+    if value is None or isinstance(value, str | bool | int | float):
         return value
-    if callable(value) and not isinstance(value, Function | Mixture):
+    if _is_array(value, np.complexfloating):
+        return [_as_json(name, part, _refuse) for part in (np.real(value), np.imag(value))]
+    if isinstance(value, set | frozenset):
+        return sorted((_as_json(name, each, _described) for each in value), key=json.dumps)
+    if callable(value) and not isinstance(value, Function):
         value = Function(value)
-    with np.printoptions(threshold=sys.maxsize, floatmode="unique", precision=8, suppress=False):  # All of an array.
+    named = isinstance(value, Function | Mixture | Layout)
+    if dataclasses.is_dataclass(value) and not named:
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.repr}
+        return {type(value).__qualname__: _as_json(name, fields, _described)}
+    with np.printoptions(**_WHOLE):
         text = str(value)
-    named = _ADDRESS.sub("", text)
-    if named != text and not isinstance(value, Function | Mixture):
+    found = _ADDRESS.sub("", text)
+    if found != text and not named:
         raise TypeError(f"{name} is {value!r}, whose text differs in each process; give numbers, text, arrays or functions.")
-    return named
+    return found
 
 
 def _dotted(path: tuple[Any, ...], *names: str) -> str:

@@ -9,7 +9,7 @@ from herjax import checks, hindsight, prioritized
 from herjax.config import Config
 from herjax.faults import reported
 from herjax.functions import Goal, Transition
-from herjax.lanes import Steps, for_each_step, materialized, written_after
+from herjax.lanes import Chunk, for_each_step, materialized, written_after
 from herjax.reading import Visits
 from herjax.rings import row_at
 from herjax.rows import Layout, Pytree
@@ -126,7 +126,7 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
     )
     goals = None if config.sample_running else _packed(config, config.goal, goal, lengths > 0)
 
-    def commit(ended: BufferState, turn: jax.Array, steps: Steps) -> BufferState:
+    def commit(ended: BufferState, turn: jax.Array, steps: Chunk) -> BufferState:
         rows = row_at(config, steps.env, state.head[steps.env] + steps.step)
         length = jnp.maximum(lengths[steps.env], 1)
         place = jnp.where(steps.valid[:, None], jnp.stack([steps.step, length], axis=1), 0)
@@ -177,7 +177,7 @@ def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
     config = config_of(state)
     lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)
 
-    def leave(state: BufferState, _: jax.Array, steps: Steps) -> BufferState:
+    def leave(state: BufferState, _: jax.Array, steps: Chunk) -> BufferState:
         rows = row_at(config, steps.env, state.head[steps.env] + steps.step)
         return prioritized.leave(state, jnp.where(steps.valid, rows, config.num_rows))
 

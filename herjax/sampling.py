@@ -38,7 +38,7 @@ def sample(
       axis_name: a mapped axis over which the buffer is sharded; `probabilities` and `weights` are then those of the whole.
 
     Returns:
-      The batch; zeros where no finished transition is held, as `can_sample` says.
+      The batch; zeros where there is nothing to draw, as `can_sample` says.
 
     Raises:
       ValueError: `batch_size` is less than 1, `key` has an axis, or `hindsight_ratio` is given where `sample` draws no goals;

@@ -134,7 +134,8 @@ def config_of(state: BufferState) -> Config:
 def can_sample(state: BufferState) -> jax.Array:
     """Whether a transition is held that `sample` can draw: of a finished episode, or, with `sample_running`, of any.
 
-    For a `lax.cond` under `vmap` ask `herjax.in_all_runs(herjax.can_sample(buffer))`: a condition that differs by run is none.
+    For a `lax.cond` under `vmap` ask `herjax.in_all_runs(herjax.can_sample(buffer))`: JAX takes both
+    branches of one that differs by run.
 
     Once True, it stays True while `capacity` is above `max_episode_length`, for each environment. Where they are equal, a
     running episode of full length takes the place of all that was held.

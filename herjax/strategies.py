@@ -133,6 +133,11 @@ def _source(strategy: str | StrategyFn) -> Source:
         return STRATEGIES.get(strategy, strategy)
     if isinstance(strategy, Quantile):
         return strategy
+    if not callable(strategy):
+        names = ", ".join(map(repr, (*STRATEGIES, RANDOM)))
+        raise TypeError(
+            f"strategy is {strategy!r}; give a function (key, step, length), {names}, or a herjax.mixture of these."
+        )
     step = jax.ShapeDtypeStruct((), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     checks.scalar("strategy", checks.result("strategy", strategy, key=key, step=step, length=step), jnp.integer)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pytest
 import herjax
 import saver
 from herjax import checkpoints
+from herjax.records import settings_as_json
 
 CAPACITY = 64
 MOMENTS = {"empty": 0, "first episode": 2, "episode just ended": 4, "filling up": 31, "exactly full": 64, "wrapped": 203}
@@ -268,6 +270,39 @@ def test_functions_in_settings_are_compared_by_name(tmp_path: Path) -> None:
             checkpoints.restore(tmp_path, {"x": jnp.zeros(2)}, settings={"function": other_reward, "in": [same]})
 
 
+@dataclasses.dataclass
+class Options:
+    """A caller's settings that hold an array."""
+
+    of: np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("setting", "other"),
+    [
+        ({"names": {"ab", "cd", "ef"}}, {"names": {"ab", "cd"}}),
+        ({"dtype": jnp.float32}, {"dtype": jnp.bfloat16}),
+        ({"dtype": np.dtype("float32")}, {"dtype": np.dtype("float64")}),
+        ({"rate": Fraction(1, 3)}, {"rate": Fraction(1, 4)}),
+        ({"of": Options(np.arange(40.0) / 3)}, {"of": Options(np.arange(40.0))}),
+        ({"of": np.arange(40) * (1 + 2j)}, {"of": np.arange(40) * (1 + 3j)}),
+        ({"of": {"a": 1, "b": 2}}, {"of": {"a": 1, "b": 3}}),
+        ({"of": Options(np.array([np.nan, 1.0]))}, {"of": Options(np.array([np.nan, 2.0]))}),
+    ],
+    ids=str,
+)
+def test_settings_of_any_kind_are_like_themselves(setting: dict[str, object], other: dict[str, object], tmp_path: Path) -> None:
+    """However NumPy prints, in whatever order a dict has its keys; and unlike others."""
+    checkpoints.save(tmp_path, {"x": jnp.zeros(2)}, settings=setting)
+    with np.printoptions(linewidth=30, sign="+", nanstr="NN", threshold=3):
+        again = {name: dict(reversed(value.items())) if isinstance(value, dict) else value for name, value in setting.items()}
+        assert checkpoints.restore(tmp_path, {"x": jnp.zeros(2)}, settings=again) is not None
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        checkpoints.restore(tmp_path, {"x": jnp.zeros(2)}, settings=other)
+    if "names" in setting:
+        assert settings_as_json(setting) == {"names": ["ab", "cd", "ef"]}, "the same in each process"
+
+
 def test_notes_come_back_as_numbers(tmp_path: Path) -> None:
     """Arrays as lists, to the last bit, NumPy's and JAX's scalars as numbers."""
     rates = np.random.default_rng(0).random(2000)
@@ -316,6 +351,8 @@ def test_every_kind_of_number_comes_back_as_it_was(leaf: object, tmp_path: Path)
     ("given", "error", "message"),
     [
         ({"tree": {"x": 1j}}, TypeError, "x is 1j, which cannot be stored"),
+        ({"tree": {"x": np.longdouble(1)}}, TypeError, "x is .*cannot be stored"),
+        ({"notes": {"a": jnp.float32}}, TypeError, r"notes\['a'\] is .*float32.*, which would not come back"),
         ({"tree": {"x": "float32"}}, TypeError, "x is 'float32', which cannot be stored"),
         ({"tree": {"a": {"x": np.array(["text"])}}}, TypeError, r"a\.x is array\(\['text'\].*cannot be stored"),
         ({"tree": {"a.b": jnp.zeros(1), "a": {"b": jnp.ones(1)}}}, ValueError, r"two parts of the tree are called a\.b"),

@@ -79,6 +79,27 @@ def test_rewards_of_wrappers_around_one_method() -> None:
         np.testing.assert_array_equal(herjax.sample(ended(reward_fn=Forwards(MODEL.reward, scale)), KEY, 4).reward, scale)
 
 
+class SaysYes:
+    """Has every attribute, each of them a function."""
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *_: len(name)
+
+    def __call__(self, transition: jax.Array, goal: jax.Array) -> jax.Array:
+        """Fails inside, with the error that wrong arguments have."""
+        return len(transition, goal)
+
+
+def test_an_error_within_a_wrapper_is_told() -> None:
+    """Not that of its signature, which is none of its own."""
+    with pytest.raises(TypeError, match=r"reward_fn raised TypeError: .*len\(\) takes exactly one argument"):
+        make(reward_fn=SaysYes())
+    with pytest.raises(TypeError, match=r"goal_fn is called as goal_fn\(transition\), and takes"):
+        make(goal_fn=SaysYes())
+    wrapped = Forwards(MODEL.reward, 1.0)
+    assert "Forwards" in repr(make(reward_fn=wrapped).config) or "Model.reward" in repr(make(reward_fn=wrapped).config)
+
+
 def takes_more(transition: jax.Array, goal: jax.Array, info: object) -> jax.Array:
     del transition, goal, info
     return jnp.float32(3)
