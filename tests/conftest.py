@@ -34,6 +34,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("no_shrink", phases=[Phase.explicit, Phase.generate])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_file() -> Iterator[None]:
+    """Compiled programs are forgotten at the end of a file: an XLA of before jax 0.5 dies of too many in one process."""
+    yield
+    if jax.__version_info__ < (0, 5):
+        jax.clear_caches()
+
+
 @pytest.fixture
 def key() -> jax.Array:
     """A fixed key."""
