@@ -36,10 +36,9 @@ settings.register_profile("no_shrink", phases=[Phase.explicit, Phase.generate])
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_a_file() -> Iterator[None]:
-    """Compiled programs are forgotten at the end of a file: an older XLA dies of too many in one process."""
+    """Compiled programs are forgotten at the end of a file: XLA fails where one process has too many of them mapped."""
     yield
-    if jax.__version_info__ < (0, 10):
-        jax.clear_caches()
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -289,7 +289,6 @@ class Options:
         ({"of": {"a": 1, "b": 2}}, {"of": {"a": 1, "b": 3}}),
         ({"of": Options(np.array([np.nan, 1.0]))}, {"of": Options(np.array([np.nan, 2.0]))}),
     ],
-    ids=str,
 )
 def test_settings_of_any_kind_are_like_themselves(setting: dict[str, object], other: dict[str, object], tmp_path: Path) -> None:
     """However NumPy prints, in whatever order a dict has its keys; and unlike others."""
