@@ -73,7 +73,7 @@ def steps(state: BufferState, batch: Sample, offsets: Iterable[int]) -> Steps:
       [(1.0, 1.0, 2.0), (1.0, 2.0, 3.0), (2.0, 3.0, 3.0)]
     """
     if not isinstance(offsets, Iterable) or (isinstance(offsets, np.ndarray | jax.Array) and not offsets.shape):
-        raise TypeError(f"offsets is {offsets!r}; give several static ints, such as range(16) or [8].")
+        raise TypeError(f"offsets is {offsets!r}; give several ints, static, such as range(16) or [8].")
     given = tuple(checks.whole("each of the offsets", offset) for offset in offsets)
     if not given:
         raise ValueError("offsets hold no number; give at least one, such as range(16).")
