@@ -9,9 +9,11 @@ import numpy as np
 from herjax import hindsight
 from herjax.config import Copy
 from herjax.functions import Goal, Transition
+from herjax.reading import words
 from herjax.rings import row_of_step
 from herjax.rows import Pytree
 from herjax.state import BufferState, can_sample
+from herjax.storage import Words
 
 
 class Sample(NamedTuple):
@@ -60,8 +62,8 @@ def require_sample(batch: Sample) -> None:
         raise TypeError(f"batch is a {type(batch).__name__}; give the Sample that sample returned.")
 
 
-def last_of(state: BufferState, rows: jax.Array, copies: jax.Array) -> jax.Array | None:
-    """The last transitions of the windows that begin in `rows`, int32 [n]: uint32 [n, words]; None if all have one step.
+def last_of(state: BufferState, rows: jax.Array, copies: jax.Array) -> Words | None:
+    """The last transitions of the windows that begin in `rows`, int32 [n], as they are stored; None if all have one step.
 
     `copies`, rows of `Copy`, say how long the windows are.
     """
@@ -70,11 +72,11 @@ def last_of(state: BufferState, rows: jax.Array, copies: jax.Array) -> jax.Array
         return None
     windows = jax.vmap(lambda copy: config.copy.unpack(copy).window)(copies)
     last = row_of_step(config, rows, jnp.int32(0), jnp.maximum(windows - 1, 0))
-    return config.transition.read(state.transitions, last)
+    return words(state, last)
 
 
 def under_goals(
-    state: BufferState, transition: Transition, is_hindsight: jax.Array, copies: jax.Array, last: jax.Array | None
+    state: BufferState, transition: Transition, is_hindsight: jax.Array, copies: jax.Array, last: Words | None
 ) -> dict[str, Pytree]:
     """The fields of a `Sample` that its goals decide."""
     config = state.config
@@ -84,7 +86,7 @@ def under_goals(
         "reward": copy.reward,
         "terminated": copy.terminated,
         "is_hindsight": is_hindsight > 0,
-        "last": transition if last is None else jax.vmap(config.transition.unpack)(last),
+        "last": transition if last is None else jax.vmap(config.storage.unpack)(last),
         "discount": _discount(state, copy, jnp.broadcast_to(can_sample(state), is_hindsight.shape)),
     }
 

@@ -1,5 +1,8 @@
 """How a buffer begins: `init`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 
 from herjax.config import Config, settings_and_numbers
@@ -25,6 +28,7 @@ def init(
     priority_exponent: jax.Array | float | None = None,
     priority_epsilon: jax.Array | float = 1e-6,
     num_envs: int | None = None,
+    next_of: Mapping[Any, Any] | None = None,
     sample_running: bool = False,
 ) -> BufferState:
     """Makes an empty buffer, for hindsight experience replay (arXiv:1707.01495, algorithm 1).
@@ -51,6 +55,10 @@ def init(
         array, float [], traced or not: so a sweep over them is a `vmap` over `init`.
       num_envs: environments that fill the buffer: what `add` and `end_episode` are given then has a leading axis of that size.
         None: one environment, unbatched arguments.
+      next_of: fields of the transition that are, at each step, another field of the step after it; such a pair is stored once:
+        `{"next_observation": "observation"}`. Fields are keys of a dict, or attributes; each may be a pytree. All that is read
+        is as if both were stored; where they differ within an episode the later one holds, and checkify names it. An episode
+        takes room for one transition more than it has, of `capacity`, too.
       sample_running: whether `sample` draws from running episodes too, from the first `add` on. Their hindsight goals come from
         the steps so far. Needs relabel="sample". `add` is then given the goal that each step pursues, and `end_episode` none.
 
@@ -83,6 +91,7 @@ def init(
         relabel=relabel,
         num_steps=num_steps,
         num_envs=num_envs,
+        next_of=next_of,
         sample_running=sample_running,
         **settings,
     )

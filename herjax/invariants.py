@@ -12,8 +12,9 @@ import numpy as np
 
 from herjax import prioritized, sum_tree
 from herjax.config import NUMBERS, Config, Copy
+from herjax.reading import observation_rows, places, transitions
 from herjax.rows import Layout, Pytree, dotted
-from herjax.state import BufferState, config_of, empty
+from herjax.state import BufferState, Observations, config_of, empty
 
 Values: TypeAlias = np.ndarray | jax.Array | int
 """What is on the host; a state says that its arrays are JAX's."""
@@ -108,9 +109,11 @@ def _check_buffer(state: BufferState) -> None:
     running = np.ravel((offsets - state.head[:, None]) % config.rows_per_env < state.pending[:, None])
     held, running = np.append(held, False), np.append(running, False)  # [R + 1]; the last row is nobody's.
     copies_held = np.repeat(held | running if config.sample_running else held, config.num_copies)
-    _check_values("row", _sound_transitions(config, state.transitions), held | running)
+    _check_values("row", _sound_transitions(state), held | running)
     _check_values("index", _sound_copies(config, state.copies), copies_held)
     _check_steps(state)
+    if state.observations is not None:
+        _check_observations(state, state.observations)
     if state.tree is not None:
         _check_priorities(state, state.tree, copies_held)
 
@@ -131,11 +134,11 @@ def _rows(layout: Layout, words: jax.Array) -> jax.Array:
     return words.reshape(-1, layout.words)
 
 
-@partial(jax.jit, static_argnums=0)
-def _sound_transitions(config: Config, words: jax.Array) -> Pytree:
+@jax.jit
+def _sound_transitions(state: BufferState) -> Pytree:
     """Whether each leaf of each stored transition holds no NaN: bool [R + 1] each."""
-    layout = config.transition
-    return jax.vmap(lambda row: {"transition": jax.tree.map(_holds_no_nan, layout.unpack(row))})(_rows(layout, words))
+    rows = jnp.arange(state.config.num_rows + 1, dtype=jnp.int32)
+    return {"transition": jax.tree.map(jax.vmap(_holds_no_nan), transitions(state, rows))}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -172,21 +175,12 @@ def _check_values(axis: str, sound: Pytree, there: np.ndarray) -> None:
             raise ValueError(f"{name} of {axis} {wrong[0]} is {fault}; it must {must}.")
 
 
-@partial(jax.jit, static_argnums=0)
-def _places(config: Config, words: jax.Array) -> jax.Array:
-    """Step and length of every row: int [R + 1, 2]."""
-    places: jax.Array = jax.vmap(config.place.unpack)(_rows(config.place, words))
-    return places
-
-
 def _check_steps(state: BufferState) -> None:
     """Checks that each environment holds whole episodes one after another; only the oldest may have lost its first steps."""
     config = state.config
-    places = np.asarray(_places(config, state.places)).astype(np.int32)
     for env in range(config.envs):
-        age = np.arange(int(state.held[env]), 0, -1)
-        rows = env * config.rows_per_env + (state.head[env] - age) % config.rows_per_env  # Oldest first.
-        step, length = places[rows].T
+        rows = _oldest_first(state, env)
+        step, length = map(np.asarray, places(state, rows))
         in_range = (length >= 1) & (length <= config.max_episode_length)
         _require(in_range, "length of the episode of row", length, f"lie in 1 .. {config.max_episode_length}", rows)
         _require((step >= 0) & (step < length), "step of row", step, "lie within its episode", rows)
@@ -194,6 +188,35 @@ def _check_steps(state: BufferState) -> None:
         follows = np.where(ends[:-1], step[1:] == 0, (step[1:] == step[:-1] + 1) & (length[1:] == length[:-1]))
         _require(follows, "step of row", step[1:], "be the one after the row before, or 0 after an episode's end", rows[1:])
         _require(ends[-1:], "step of row", step[-1:], "be an episode's last: the running one begins after it", rows[-1:])
+
+
+def _check_observations(state: BufferState, observations: Observations) -> None:
+    """Checks that the observations of what is held follow one another, one more for each episode, and fit the capacity."""
+    config = state.config
+    ended, episodes = observations.ended, observations.held
+    most = config.rows_per_env - 1
+    _require((ended >= 0) & (ended <= most), "state.observations.ended of environment", ended, f"lie in 0 .. {most}")
+    for env in range(config.envs):
+        rows, running = _oldest_first(state, env), int(state.pending[env])
+        step, length = map(np.asarray, places(state, rows))
+        ends = step == length - 1
+        held = int(ends.sum())
+        _require(episodes[env] == held, f"state.observations.held of environment {env}", episodes[env], f"be {held}, as rows say")
+        taken = len(rows) + held + running + bool(running)
+        fits = taken <= config.capacity_per_env
+        _require(fits, f"observations of environment {env} in use", taken, f"be <= {config.capacity_per_env}, the capacity")
+        begin = state.head[env] + ended[env]
+        offset = begin - len(rows) - held + np.arange(len(rows)) + np.cumsum(ends) - ends
+        rows = np.append(rows, env * config.rows_per_env + (state.head[env] + np.arange(running)) % config.rows_per_env)
+        must = env * config.rows_per_env + np.append(offset, begin + np.arange(running)) % config.rows_per_env
+        found = np.asarray(observation_rows(state, config.storage.row.read(state.transitions, rows)))
+        _require(found == must, "observation of row", found, "follow that of the row before", rows)
+
+
+def _oldest_first(state: BufferState, env: int) -> np.ndarray:
+    """The rows of an environment's finished transitions: int32 [held]."""
+    age = np.arange(int(state.held[env]), 0, -1, dtype=np.int32)
+    return env * state.config.rows_per_env + (state.head[env] - age) % state.config.rows_per_env
 
 
 def _check_priorities(state: BufferState, tree: sum_tree.SumTree, held: np.ndarray) -> None:

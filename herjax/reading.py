@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from herjax.functions import Transition
-from herjax.rings import first_held, running_place
+from herjax.lanes import materialized
+from herjax.rings import first_held, row_after, running_place
 from herjax.state import BufferState
+from herjax.storage import Words
 
 
 class Visits(NamedTuple):
@@ -24,8 +26,7 @@ class Visits(NamedTuple):
 def visits(state: BufferState, rows: jax.Array) -> Visits:
     """The steps that `rows`, int32 [n], hold."""
     config = state.config
-    place = jax.vmap(config.place.unpack)(config.place.read(state.places, rows)).astype(jnp.int32)
-    step, length = place[:, 0], place[:, 1]
+    step, length = places(state, rows)
     if config.sample_running:
         running_step, running_length = running_place(state, rows)
         runs = running_step < running_length
@@ -36,6 +37,13 @@ def visits(state: BufferState, rows: jax.Array) -> Visits:
     return Visits(rows, step, jnp.maximum(length, 1), first, goal, length > 0)
 
 
+def places(state: BufferState, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The step of each of `rows`, int32 [n], and the length of its episode, if that has ended: int32 [n] each."""
+    layout = state.config.place
+    place = jax.vmap(layout.unpack)(layout.read(state.places, rows)).astype(jnp.int32)
+    return place[:, 0], place[:, 1]
+
+
 def rows_of(state: BufferState, indices: jax.Array) -> jax.Array:
     """The rows of indices that `sample` returned, int32 [n]. Others give some row."""
     inside = jnp.clip(indices, 0, state.config.num_rows * state.config.num_copies - 1)
@@ -44,6 +52,23 @@ def rows_of(state: BufferState, indices: jax.Array) -> jax.Array:
 
 def transitions(state: BufferState, rows: jax.Array) -> Transition:
     """The transitions in `rows`, int32 of any shape: each leaf [*rows.shape, ...]."""
-    layout = state.config.transition
-    read = jax.vmap(layout.unpack)(layout.read(state.transitions, rows.ravel()))
+    read = jax.vmap(state.config.storage.unpack)(words(state, rows.ravel()))
     return jax.tree.map(lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[1:]), read)
+
+
+def words(state: BufferState, rows: jax.Array) -> Words:
+    """The same as they are stored, of `rows` int32 [n]: each array [n, ...]."""
+    config, observations = state.config, state.observations
+    stored = config.storage.row.read(state.transitions, rows)
+    if observations is None or config.storage.observation is None:
+        return (stored,)
+    now = observation_rows(state, stored)
+    pairs = config.storage.observation.read(observations.rows, jnp.stack([now, row_after(config, now)], axis=1).ravel())
+    return stored, pairs.reshape(rows.size, 2, -1)
+
+
+def observation_rows(state: BufferState, stored: jax.Array) -> jax.Array:
+    """Where the observations of rows lie, which are given as they are stored, uint32 [n, words]: int32 [n]."""
+    there = state.held[0] >= 0  # Always, but XLA does not know: it would read each again for every word of an observation.
+    rows: jax.Array = materialized(there, stored[:, 0].astype(jnp.int32))
+    return rows

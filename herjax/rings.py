@@ -27,6 +27,12 @@ def env_and_offset(config: Config, row: jax.Array) -> tuple[jax.Array, jax.Array
     return env, row - env * config.rows_per_env
 
 
+def row_after(config: Config, row: jax.Array) -> jax.Array:
+    """The next row of the same ring: int32 of `row`'s shape."""
+    later = row + 1
+    return jnp.where(jax.lax.rem(later, jnp.int32(config.rows_per_env)) == 0, later - config.rows_per_env, later)
+
+
 def row_of_step(config: Config, row: jax.Array, step: jax.Array, other: jax.Array) -> jax.Array:
     """The row of another step of the episode whose `step` is in `row`: int32."""
     env, offset = env_and_offset(config, row)

@@ -1,19 +1,21 @@
 """The running episodes: `add`, `end_episode`, `discard`."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from herjax import checks, hindsight, prioritized
 from herjax.config import Config
 from herjax.faults import reported
 from herjax.functions import Goal, Transition
 from herjax.lanes import Chunk, for_each_step, materialized, written_after
-from herjax.reading import Visits
-from herjax.rings import row_at
-from herjax.rows import Layout, Pytree
-from herjax.state import BufferState, after, config_of, count, seen
+from herjax.reading import Visits, places
+from herjax.rings import row_after, row_at, wrapped
+from herjax.rows import Pytree
+from herjax.state import BufferState, Observations, after, config_of, count, seen
 
 
 @jax.jit
@@ -53,8 +55,10 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     _check_goal(config, "add", goal, given=config.sample_running)
     mask = checks.flags("mask", mask, config.num_envs)
     state, transition, goal = jax.lax.stop_gradient((state, transition, goal))
+    envs = jnp.arange(config.envs, dtype=jnp.int32)
+    oldest = None if config.next_of is None else places(state, row_at(config, envs, state.head - state.held))
     # For what is written here and in `end_episode`: a transition may depend on a batch, by way of the policy.
-    state = after(state, (transition, goal))
+    state = after(state, (transition, goal, oldest))
     dropped = mask & (state.pending >= config.max_episode_length)
     stored = mask & ~dropped
     num_dropped = reported(
@@ -64,19 +68,15 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
         f"{config.max_episode_length}; the transition was dropped",
         env=jnp.argmax(dropped),
     )
-    envs = jnp.arange(config.envs, dtype=jnp.int32)
-    full = stored & (state.held + state.pending >= config.capacity_per_env)
-    state = prioritized.leave(state, jnp.where(full, row_at(config, envs, state.head - state.held), config.num_rows))
+    state = _room_made(state, stored, oldest)
     rows = jnp.where(stored, row_at(config, envs, state.head + state.pending), config.num_rows)
     if config.sample_running:
-        goals = _packed(config, config.goal, goal, stored)
+        goals = _where(stored, jax.vmap(config.goal.pack)(_batched(config, goal)))[0]
         state = dataclasses.replace(state, copies=config.stored.write(state.copies, rows, goals[:, None]))
         state = prioritized.enter(state, rows)
-    packed = _packed(config, config.transition, transition, stored)
+    state = _written(state, rows, _batched(config, transition), stored)
     return dataclasses.replace(
         state,
-        transitions=config.transition.write(state.transitions, rows, packed[:, None]),
-        held=state.held - full.astype(jnp.int32),
         pending=state.pending + stored.astype(jnp.int32),
         num_dropped=count(num_dropped, jnp.sum(dropped)),
     )
@@ -123,8 +123,9 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         head=row_at(config, jnp.int32(0), state.head + lengths),
         held=state.held + lengths,
         pending=state.pending - lengths,
+        observations=_one_more(state, lengths > 0),
     )
-    goals = None if config.sample_running else _packed(config, config.goal, goal, lengths > 0)
+    goals = None if config.sample_running else _where(lengths > 0, jax.vmap(config.goal.pack)(_batched(config, goal)))[0]
 
     def commit(ended: BufferState, turn: jax.Array, steps: Chunk) -> BufferState:
         rows = row_at(config, steps.env, state.head[steps.env] + steps.step)
@@ -142,6 +143,7 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         ended = dataclasses.replace(
             ended,
             transitions=written_after(ended.transitions, seen(stored)),
+            observations=_written_after(ended.observations, seen(stored)),
             copies=config.stored.write(ended.copies, targets * config.num_copies, stored),
         )
         return prioritized.enter(ended, targets)
@@ -198,8 +200,79 @@ def _check_goal(config: Config, caller: str, goal: Goal | None, *, given: bool) 
         config.goal.check("goal", goal, config.num_envs)
 
 
-def _packed(config: Config, layout: Layout, tree: Pytree, there: jax.Array) -> jax.Array:
-    """An argument as rows of the environments, uint32 [n, words], zeros unless `there`, bool [n]."""
-    if config.num_envs is None:
-        tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
-    return jnp.where(there[:, None], jax.vmap(layout.pack)(tree), jnp.uint32(0))
+def _room_made(state: BufferState, stored: jax.Array, oldest: tuple[jax.Array, jax.Array] | None) -> BufferState:
+    """Room for one more transition of the environments where `stored`, bool [n].
+
+    Args:
+      state: the buffer.
+      stored: where there is one.
+      oldest: with `next_of`, the step of each environment's oldest transition and the length of its episode, int32 [n].
+    """
+    config, observations = state.config, state.observations
+    used = state.held + state.pending + 1
+    most = 1
+    if observations is not None and oldest is not None:
+        used, most = used + observations.held + 1, 2  # The first step of an episode takes two observations.
+        remaining = oldest[1] - oldest[0]
+    gone = jnp.where(stored, jnp.maximum(used - config.capacity_per_env, 0), 0)
+    if observations is not None and oldest is not None:
+        gone = jnp.where(remaining == 1, jnp.minimum(gone, 1), gone)  # The last step of an episode leaves two.
+        all_gone = (gone > 0) & (gone == remaining)
+        observations = observations._replace(held=observations.held - all_gone.astype(jnp.int32))
+    number = np.arange(most, dtype=np.int32)[None]
+    rows = row_at(config, jnp.arange(config.envs, dtype=jnp.int32)[:, None], (state.head - state.held)[:, None] + number)
+    state = prioritized.leave(state, jnp.where(number < gone[:, None], rows, config.num_rows).ravel())
+    return dataclasses.replace(state, held=state.held - gone, observations=observations)
+
+
+def _written(state: BufferState, rows: jax.Array, transition: Transition, stored: jax.Array) -> BufferState:
+    """Each environment's transition, each leaf [n, ...], written to its row, int32 [n]; zeros unless `stored`, bool [n]."""
+    config, observations, storage = state.config, state.observations, state.config.storage
+    if observations is None or storage.observation is None:
+        (packed,) = _where(stored, *jax.vmap(storage.pack, (0, None))(transition, 0))
+        return dataclasses.replace(state, transitions=storage.row.write(state.transitions, rows, packed[:, None]))
+    envs = jnp.arange(config.envs, dtype=jnp.int32)
+    now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
+    packed, pairs = _where(stored, *jax.vmap(storage.pack)(transition, now))
+    given = stored & (state.pending > 0)
+    before = storage.observation.read(observations.rows, now)
+    for shared, leaf, later in zip(storage.observation.leaves, storage.now, storage.later, strict=True):
+        words = slice(shared.start, shared.start + shared.words)
+        fault = given & jnp.any(before[:, words] != pairs[:, 0, words], axis=1)
+        now_path, later_path = (re.sub("[{}]", "", storage.transition.leaves[number].path) for number in (leaf, later))
+        packed = reported(
+            packed,
+            ~jnp.any(fault),
+            f"add: {now_path} of environment {{env}} is not {later_path} of the step before it; the later one holds (next_of)",
+            env=jnp.argmax(fault),
+        )
+    where = jnp.where(stored[:, None], jnp.stack([now, row_after(config, now)], axis=1), config.num_rows)
+    rows_written = storage.observation.write(observations.rows, where.ravel(), pairs.reshape(where.size, 1, -1))
+    return dataclasses.replace(
+        state,
+        transitions=storage.row.write(state.transitions, rows, packed[:, None]),
+        observations=observations._replace(rows=rows_written),
+    )
+
+
+def _one_more(state: BufferState, ended: jax.Array) -> Observations | None:
+    """The observations where these environments', bool [n], episodes have ended."""
+    observations, more = state.observations, ended.astype(jnp.int32)
+    if observations is None:
+        return None
+    return observations._replace(ended=wrapped(state.config, observations.ended + more), held=observations.held + more)
+
+
+def _written_after(observations: Observations | None, number: jax.Array) -> Observations | None:
+    """`written_after` of their rows."""
+    return None if observations is None else observations._replace(rows=written_after(observations.rows, number))
+
+
+def _batched(config: Config, tree: Pytree) -> Pytree:
+    """An argument with an axis for the environments."""
+    return tree if config.num_envs is not None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
+
+
+def _where(there: jax.Array, *words: jax.Array) -> tuple[jax.Array, ...]:
+    """Words, uint32 [n, ...], or zeros unless `there`, bool [n]."""
+    return tuple(jnp.where(there.reshape(-1, *(1,) * (each.ndim - 1)), each, jnp.uint32(0)) for each in words)

@@ -14,10 +14,14 @@ A row holds one transition, and has `num_copies` indices: copy `c` of row `r` ha
 `relabel="episode_end"` an index stores a goal, and the reward and termination under it; copy 0 has the goal that the episode
 pursued, the others have hindsight goals. With `relabel="sample"` a row has one index, which stores the pursued goal. Each index
 has a priority. And each row has a place: its step, and its episode's length.
+
+With `next_of`, a row says where its observation lies, which has a ring of its own: see `Observations`. No more than the capacity
+of these rows are in use either.
 """
 
 import dataclasses
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +31,22 @@ from herjax.config import TRACED, Config
 from herjax.rows import INT32_MAX, Pytree
 
 
+class Observations(NamedTuple):
+    """Fields that two steps share, each stored once, in a second ring of each environment: as long as the first.
+
+    An episode of T transitions takes T + 1 rows of it, the last of which holds what came after the last step.
+    """
+
+    rows: jax.Array  # R + 1 rows of `config.storage.observation`; the last is nobody's.
+    ended: jax.Array  # int32 [n]; episodes that have ended, modulo the rows of a ring: as far as this ring is ahead of the first.
+    held: jax.Array  # int32 [n]; finished episodes of which a transition is held.
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
         "transitions",
+        "observations",
         "places",
         "copies",
         "tree",
@@ -63,7 +79,8 @@ class BufferState:
       (True, [0, 0, 0])
     """
 
-    transitions: jax.Array  # R + 1 rows of `config.transition`: uint32 [(R + 1) * words]; [R + 1, words] where they are wide.
+    transitions: jax.Array  # R + 1 rows of `config.storage.row`: uint32 [(R + 1) * words]; [R + 1, words] where they are wide.
+    observations: Observations | None  # What `next_of` stores once; None without it.
     places: jax.Array  # R + 1 rows of `config.place`, likewise: int [2] each, the step and the length of its episode.
     copies: jax.Array  # (R + 1) * K rows of `config.stored`, likewise.
     tree: sum_tree.SumTree | None  # Priorities of the (R + 1) * K indices, 0 where nothing finished is held; None: uniform.
@@ -102,7 +119,8 @@ def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
         return jnp.full(1, value, dtype)[0]
 
     return BufferState(
-        transitions=config.transition.zeros(num_rows),
+        transitions=config.storage.row.zeros(num_rows),
+        observations=_no_observations(config),
         places=config.place.zeros(num_rows),
         copies=config.stored.zeros(num_rows * config.num_copies),
         tree=None if config.priority_exponent is None else sum_tree.init(num_rows * config.num_copies),
@@ -115,6 +133,11 @@ def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
         numbers=numbers,
         config=config,
     )
+
+
+def _no_observations(config: Config) -> Observations | None:
+    layout, per_env = config.storage.observation, partial(jnp.zeros, config.envs, jnp.int32)
+    return None if layout is None else Observations(layout.zeros(config.num_rows + 1), per_env(), per_env())
 
 
 def config_of(state: BufferState) -> Config:

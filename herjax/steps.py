@@ -12,7 +12,7 @@ from herjax import checks
 from herjax.batches import Sample, require_sample
 from herjax.functions import Goal, RewardFn, TerminatedFn, Transition
 from herjax.lanes import materialized
-from herjax.reading import rows_of, visits
+from herjax.reading import rows_of, visits, words
 from herjax.rings import first_held, is_held, row_of_step
 from herjax.state import BufferState, can_sample, config_of
 
@@ -93,9 +93,9 @@ def _steps(state: BufferState, batch: Sample, *, offsets: tuple[int, ...]) -> St
     nearest = jnp.clip(wanted, first_held(state, rows, here.step)[:, None], here.length[:, None] - 1)
     mask = (wanted == nearest) & is_held(state, rows)[:, None]
     near_rows = row_of_step(config, rows[:, None], here.step[:, None], nearest)
-    words = config.transition.read(state.transitions, near_rows.ravel())
-    words, mask = materialized(can_sample(state), (words, mask.astype(jnp.int32)))
-    unpacked = jax.vmap(config.transition.unpack)(words)
+    found = words(state, near_rows.ravel())
+    found, mask = materialized(can_sample(state), (found, mask.astype(jnp.int32)))
+    unpacked = jax.vmap(config.storage.unpack)(found)
     transition = jax.tree.map(lambda leaf: leaf.reshape(*mask.shape, *leaf.shape[1:]), unpacked)
     there = jnp.broadcast_to(can_sample(state), mask.shape)
     reward = _under_goals(config.reward_fn, transition, batch.goal).astype(batch.reward.dtype)

@@ -57,6 +57,37 @@ def play(state: herjax.BufferState, first: jax.Array, dones: jax.Array, key: jax
     return jax.lax.scan(step, state, (first + jnp.arange(steps), dones, jax.random.split(key, steps)))[0]
 
 
+# Transitions of which each ends where the next one begins.
+
+
+class Pair(NamedTuple):
+    """A transition for `next_of`: both observations name it, and differ from those of all others."""
+
+    next_observation: dict[str, jax.Array]  # int32 [2] and uint8 [3]
+    number: jax.Array  # int32 []
+    observation: dict[str, jax.Array]
+
+
+def pair(number: jax.Array | np.ndarray) -> Pair:
+    """Transitions of these numbers, int32 [...]. A step's observation is not what came after the step before it."""
+    return Pair(seen(2 * number + 1), number, seen(2 * number))
+
+
+def seen(code: jax.Array | np.ndarray) -> dict[str, jax.Array | np.ndarray]:
+    """The observation of this code, int32 [...]."""
+    return {"place": code[..., None] + np.arange(2, dtype=np.int32), "pixels": (code[..., None] * [1, 7, 31] % 251).astype(np.uint8)}
+
+
+def make_of_pairs(**options: object) -> herjax.BufferState:
+    """As `make`, for `Pair`s."""
+    functions = {
+        "goal_fn": lambda pair: achieved(pair.number),
+        "reward_fn": lambda pair, goal: reward(pair.number, goal),
+        "terminated_fn": lambda pair, goal: reached(pair.number, goal),
+    }
+    return make(**({"transition": pair(np.int32(0)), "next_of": {"next_observation": "observation"}} | functions | options))
+
+
 # Transitions of several fields.
 
 

@@ -52,11 +52,13 @@ def _chances(distribution: Distribution, step: int, length: int) -> dict[int, fl
 class Oracle:
     """Every transition that ever finished, in order, of which the newest are held.
 
-    In a full buffer each transition of the running episode takes the place of the oldest.
+    In a full buffer each transition of the running episode takes the place of the oldest. With `next_of` an episode takes one
+    place more than it has transitions, until none of these is held.
     """
 
     capacity: int
     max_episode_length: int
+    next_of: bool = False
     episodes: list[Episode] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
     finished: list[int] = field(default_factory=list)
@@ -69,8 +71,9 @@ class Oracle:
         if len(self.pending) == self.max_episode_length:
             self.num_dropped += 1
             return
-        self.num_held -= self.num_held + len(self.pending) == self.capacity
         self.pending.append(transition)
+        while self.places_taken > self.capacity:
+            self.num_held -= 1
 
     def end_episode(self, goal: int, *, done: bool = True) -> None:
         """End the running episode, where there is one and it is done."""
@@ -83,6 +86,15 @@ class Oracle:
     def discard(self) -> None:
         """Forget the running episode. What it made room for stays gone."""
         self.pending = []
+
+    @property
+    def places_taken(self) -> int:
+        """Of the capacity, by what is held and by the running episode."""
+        lasts = 0
+        if self.next_of:
+            held = set(self.held)
+            lasts = sum(episode.transitions[-1] in held for episode in self.episodes[-self.capacity :]) + bool(self.pending)
+        return self.num_held + len(self.pending) + lasts
 
     @property
     def held(self) -> list[int]:

@@ -25,7 +25,7 @@ import herjax
 from any_jax import typeof
 from distributions import WITHIN_EPISODE, name_of, past
 from herjax.strategies import Mixture
-from numbered import make, reached, reward
+from numbered import Pair, make, make_of_pairs, pair, reached, reward, seen
 from oracle import Distribution, Episode, Oracle
 
 CALLS_BETWEEN_LOOKS = 5
@@ -70,12 +70,13 @@ class Configuration:
     discount: float | None
     priority_epsilon: float = 1e-6
     sample_running: bool = False
+    next_of: bool = False
 
     def __str__(self) -> str:
         """An id."""
         envs, exponent = self.num_envs, self.priority_exponent
         rows = f"{self.share}of{self.max_episode_length}"
-        when = "running" if self.sample_running else self.relabel
+        when = ("running" if self.sample_running else self.relabel) + "-next" * self.next_of
         return f"{when}-{self.name}-k{self.num_goals}-n{self.num_steps}-{envs}envs-{rows}-{exponent}"
 
     @property
@@ -101,6 +102,12 @@ class Configuration:
     def goals_late(self) -> bool:
         """Whether goals are drawn when a transition is sampled."""
         return self.relabel == "sample"
+
+    @property
+    def rows(self) -> int:
+        """Of an environment's ring."""
+        looks_back = any(source in ("episode", past, around) for source in self.weights)
+        return self.share + (self.max_episode_length if self.goals_late and self.num_goals and looks_back else 0)
 
     @property
     def hindsight_goals(self) -> int:
@@ -138,7 +145,7 @@ class Configuration:
 def start(configuration: Configuration) -> herjax.BufferState:
     """An empty buffer, made once: the functions that it is passed to are then compiled once."""
     c = configuration
-    return make(
+    return (make_of_pairs if c.next_of else make)(
         capacity=c.share * c.lanes,
         max_episode_length=c.max_episode_length,
         strategy=c.strategy,
@@ -216,6 +223,8 @@ class Coverage:
     """Episodes by how many transitions their environment then had finished, modulo its share: where in a ring they end."""
     wraps: Counter[tuple[Configuration, int]] = field(default_factory=Counter)
     """Those that go on at a ring's beginning, by where they begin."""
+    lasts: Counter[tuple[Configuration, int]] = field(default_factory=Counter)
+    """Those whose observations are stored once, by where in their ring the last one of them is."""
     full: Counter[Configuration] = field(default_factory=Counter)
     """Calls after which the capacity was used up exactly."""
     crowded: Counter[Configuration] = field(default_factory=Counter)
@@ -242,8 +251,10 @@ class Coverage:
         self.ends[configuration, (begin + length) % share] += 1
         if begin + length > share:
             self.wraps[configuration, begin] += 1
-        newest = oracle.episodes[-share:]
-        self.crowded[configuration] += sum(len(episode.transitions) == 1 for episode in newest) == oracle.num_held == share
+        self.lasts[configuration, (len(oracle.finished) + len(oracle.episodes) - 1) % configuration.rows] += 1
+        most = share // 2 if configuration.next_of else share
+        newest = oracle.episodes[-most:]
+        self.crowded[configuration] += sum(len(episode.transitions) == 1 for episode in newest) == oracle.num_held == most
 
     def least(self) -> dict[str, int]:
         """How often the rarest item of each kind was seen, over all configurations."""
@@ -252,6 +263,9 @@ class Coverage:
             "ring offset of an end": min(self.ends[c, offset] for c in self.pool for offset in range(c.share)),
             "ring offset of a wrap": min(
                 self.wraps[c, c.share - left] for c in self.pool for left in range(1, c.max_episode_length)
+            ),
+            "ring offset of a last observation": min(
+                self.lasts[c, offset] for c in self.pool if c.next_of for offset in range(c.rows)
             ),
             "exactly full": min(self.full[c] for c in self.pool),
             "full of single steps": min(self.crowded[c] for c in self.pool),
@@ -309,7 +323,22 @@ RUNNING = tuple(
         (herjax.mixture({"final": 1, past: 3}), 2, "sample", None, 2, 7, 3, 4, 0.5),
     )
 )
-DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in ([*pairwise(), *EDGES, *RUNNING], wider()))
+# Observations are stored once.
+NEXT = tuple(
+    Configuration(*options, next_of=True)
+    for options in (
+        ("future", None, "episode_end", 0.6, 2, 8, 5, 1, None),
+        ("random", 2, "episode_end", None, 1, 6, 4, 3, 0.5),
+        ("final", None, "episode_end", 1.0, 1, 2, 1, 1, 0.5),
+        (herjax.mixture({"future": 0.5, "random": 0.5}), 3, "episode_end", 0.6, 2, 4, 3, 2, 0.5, 0.0),
+        ("episode", None, "sample", None, 2, 6, 5, 5, 1.0),
+        (past, 3, "sample", 0.6, 1, 7, 4, 1, None),
+        ("future", 2, "sample", 1.0, 0, 7, 3, 4, 0.5),
+        ("episode", None, "sample", 0.6, 1, 5, 4, 3, 0.5, 0.0, True),
+        ("future", 2, "sample", None, 2, 8, 5, 1, None, 1e-6, True),
+    )
+)
+DEFAULT, WIDER = (Coverage(tuple(pool)) for pool in ([*pairwise(), *EDGES, *RUNNING, *NEXT], wider()))
 
 
 # The machine.
@@ -352,7 +381,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         c = self.configuration
         self.state = start(c)
-        self.oracles = [Oracle(c.share, c.max_episode_length) for _ in range(c.lanes)]
+        self.oracles = [Oracle(c.share, c.max_episode_length, c.next_of) for _ in range(c.lanes)]
         self.num_dropped_before = [0] * c.lanes  # The running episode.
         self.steps = 0
         self.finished: dict[int, Finished] = {}
@@ -387,7 +416,8 @@ class Machine(RuleBasedStateMachine):
         for _ in range(1 + (count - 1) % (self.configuration.max_episode_length + 2)):
             numbers = self.next_numbers()
             goal = {"goal": self.batched(-1 - numbers)} if self.configuration.sample_running else {}
-            self.state = herjax.add(self.state, self.batched(numbers), argument, **goal)
+            given = self.batched(numbers)
+            self.state = herjax.add(self.state, pair(given) if self.configuration.next_of else given, argument, **goal)
             for oracle, number in itertools.compress(zip(self.oracles, numbers, strict=True), mask):
                 oracle.add(int(number))
                 self.entered[int(number)] = self.largest
@@ -583,7 +613,7 @@ class Machine(RuleBasedStateMachine):
         assert bool(herjax.can_sample(self.state)) == (size > 0)
         assert int(self.state.num_dropped) == sum(oracle.num_dropped for oracle in self.oracles)
         assert int(self.state.num_rejected) == self.num_rejected
-        self.coverage.full[c] += size == c.share * c.lanes
+        self.coverage.full[c] += not any(oracle.pending or oracle.places_taken != c.share for oracle in self.oracles)
         self.calls_since_look += 1
         if self.calls_since_look == CALLS_BETWEEN_LOOKS:
             self.look(self.steps)
@@ -594,7 +624,22 @@ class Machine(RuleBasedStateMachine):
         """A batch that reaches every copy if priorities are equal, on the host."""
         c, ratio = self.configuration, self.configuration.ratio(key)
         batch = herjax.sample(state, jax.random.key(key), c.batch_size, beta=beta, hindsight_ratio=ratio)
-        return jax.device_get(batch)
+        batch = jax.device_get(batch)
+        if not c.next_of:
+            return batch
+        return batch._replace(**{name: self.number_of(getattr(batch, name), batch.weights > 0) for name in ("transition", "last")})
+
+    def number_of(self, pairs: Pair, there: np.ndarray) -> np.ndarray:
+        """The number of each, after asserting that its observations are those that the buffer was given."""
+        later = {}
+        for number in np.unique(pairs.number[there]).tolist():
+            episode = self.about(number).episode.transitions
+            after = episode[episode.index(number) + 1 :]
+            later[number] = 2 * after[0] if after else 2 * number + 1
+        expected = seen(2 * pairs.number[there]), seen(np.asarray([later[number] for number in pairs.number[there].tolist()]))
+        found = jax.tree.map(lambda leaf: leaf[there], (pairs.observation, pairs.next_observation))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        return pairs.number
 
     def look(self, key: int, beta: float = 0.4) -> None:
         """Assert that what is held is what the model holds, and that it is drawn as often as its priorities say."""
