@@ -38,7 +38,7 @@ def _checkify_rule(*arguments: Any, message: str, names: tuple[str, ...]) -> tup
     # From jax 0.11 on, a rule is given a context before all else, which `assert_func` wants back.
     with_context = hasattr(checkify, "CheckifyContext")
     context, (error, enabled, value, holds, *values) = arguments[:with_context], arguments[with_context:]
-    if FailedCheckError not in enabled or _on_explicit_axes():
+    if FailedCheckError not in enabled or on_explicit_axes():
         return error, value
     first = jnp.argmin(jnp.ravel(holds))  # Of the lanes of a vmap, the first in which it does not hold.
     found = {name: jnp.ravel(each)[first] for name, each in zip(names, values, strict=True)}
@@ -47,8 +47,11 @@ def _checkify_rule(*arguments: Any, message: str, names: tuple[str, ...]) -> tup
     return cast(Any, assert_func)(*context, error, ~jnp.all(holds), fault), value
 
 
-def _on_explicit_axes() -> bool:
-    """Whether lanes are shared out over an Explicit axis of a mesh: checkify cannot put their errors together (jax 0.10.2)."""
+def on_explicit_axes() -> bool:
+    """Whether lanes are shared out over an Explicit axis of a mesh: checkify cannot put their errors together (jax 0.10.2).
+
+    Nothing is named there.
+    """
     if not hasattr(jax.sharding, "AxisType"):  # Before jax 0.5 no axis was.
         return False
     return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types

@@ -9,7 +9,7 @@ import numpy as np
 
 from herjax import checks, hindsight, prioritized
 from herjax.config import Config
-from herjax.faults import reported
+from herjax.faults import on_explicit_axes, reported
 from herjax.functions import Goal, Transition
 from herjax.lanes import Chunk, for_each_step, materialized, written_after
 from herjax.reading import Visits, places
@@ -234,25 +234,42 @@ def _written(state: BufferState, rows: jax.Array, transition: Transition, stored
     envs = jnp.arange(config.envs, dtype=jnp.int32)
     now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
     packed, pairs = _where(stored, *jax.vmap(storage.pack)(transition, now))
-    given = stored & (state.pending > 0)
-    before = storage.observation.read(observations.rows, now)
-    for shared, leaf, later in zip(storage.observation.leaves, storage.now, storage.later, strict=True):
-        words = slice(shared.start, shared.start + shared.words)
-        fault = given & jnp.any(before[:, words] != pairs[:, 0, words], axis=1)
-        now_path, later_path = (re.sub("[{}]", "", storage.transition.leaves[number].path) for number in (leaf, later))
-        packed = reported(
-            packed,
-            ~jnp.any(fault),
-            f"add: {now_path} of environment {{env}} is not {later_path} of the step before it; the later one holds (next_of)",
-            env=jnp.argmax(fault),
-        )
+    if not on_explicit_axes():  # Where JAX refuses to read what is not sharded by values that are.
+        follows = ~stored | (state.pending == 0)
+        packed = _reported_unless_follows(config, packed, follows, pairs[:, 0], storage.observation.read(observations.rows, now))
     where = jnp.where(stored[:, None], jnp.stack([now, row_after(config, now)], axis=1), config.num_rows)
-    rows_written = storage.observation.write(observations.rows, where.ravel(), pairs.reshape(where.size, 1, -1))
+    rows_written = storage.observation.write(observations.rows, where.ravel(), pairs.reshape(where.size, -1)[:, None])
     return dataclasses.replace(
         state,
         transitions=storage.row.write(state.transitions, rows, packed[:, None]),
         observations=observations._replace(rows=rows_written),
     )
+
+
+def _reported_unless_follows(
+    config: Config, packed: jax.Array, follows: jax.Array, now: jax.Array, before: jax.Array
+) -> jax.Array:
+    """`packed` as it is; under checkify, the fault where an observation is not the one that the step before was given.
+
+    Args:
+      config: the buffer's settings.
+      packed: what the fault rides on.
+      follows: bool [n]; where all is well in any case.
+      now: uint32 [n, words]; each environment's observation.
+      before: uint32 [n, words]; the one that the step before was given.
+    """
+    storage, shared = config.storage, () if config.storage.observation is None else config.storage.observation.leaves
+    for leaf, *pair in zip(shared, storage.now, storage.later, strict=True):
+        words = slice(leaf.start, leaf.start + leaf.words)
+        alike = follows | jnp.all(before[:, words] == now[:, words], axis=1)
+        field, later = (re.sub("[{}]", "", storage.transition.leaves[number].path) for number in pair)
+        packed = reported(
+            packed,
+            jnp.all(alike),
+            f"add: {field} of environment {{env}} is not {later} of the step before it (next_of); the one given last holds",
+            env=jnp.argmin(alike),
+        )
+    return packed
 
 
 def _one_more(state: BufferState, ended: jax.Array) -> Observations | None:

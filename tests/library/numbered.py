@@ -75,7 +75,9 @@ def pair(number: jax.Array | np.ndarray) -> Pair:
 
 def seen(code: jax.Array | np.ndarray) -> dict[str, jax.Array | np.ndarray]:
     """The observation of this code, int32 [...]."""
-    return {"place": code[..., None] + np.arange(2, dtype=np.int32), "pixels": (code[..., None] * [1, 7, 31] % 251).astype(np.uint8)}
+    stack = np.stack if isinstance(code, np.ndarray | np.generic) else jnp.stack
+    pixels = stack([code % 251, 7 * code % 251, 31 * code % 251], axis=-1).astype(np.uint8)
+    return {"place": stack([code, code + 1], axis=-1), "pixels": pixels}
 
 
 def make_of_pairs(**options: object) -> herjax.BufferState:
