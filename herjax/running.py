@@ -56,7 +56,9 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     mask = checks.flags("mask", mask, config.num_envs)
     state, transition, goal = jax.lax.stop_gradient((state, transition, goal))
     envs = jnp.arange(config.envs, dtype=jnp.int32)
-    oldest = None if config.next_of is None else places(state, row_at(config, envs, state.head - state.held))
+    oldest = None
+    if config.next_of is not None:  # Read once, or XLA could not tell that it is read before it is written.
+        oldest = materialized(state.held[0] >= 0, places(state, row_at(config, envs, state.head - state.held)))
     # For what is written here and in `end_episode`: a transition may depend on a batch, by way of the policy.
     state = after(state, (transition, goal, oldest))
     dropped = mask & (state.pending >= config.max_episode_length)
