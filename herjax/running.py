@@ -235,12 +235,13 @@ def _written(state: BufferState, rows: jax.Array, transition: Transition, stored
         return dataclasses.replace(state, transitions=storage.row.write(state.transitions, rows, packed[:, None]))
     envs = jnp.arange(config.envs, dtype=jnp.int32)
     now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
-    packed, pairs = _where(stored, *jax.vmap(storage.pack)(transition, now))
+    packed, given, later = _where(stored, *jax.vmap(storage.pack)(transition, now))
     if not on_explicit_axes():  # Where JAX refuses to read what is not sharded by values that are.
         follows = ~stored | (state.pending == 0)
-        packed = _reported_unless_follows(config, packed, follows, pairs[:, 0], storage.observation.read(observations.rows, now))
-    where = jnp.where(stored[:, None], jnp.stack([now, row_after(config, now)], axis=1), config.num_rows)
-    rows_written = storage.observation.write(observations.rows, where.ravel(), pairs.reshape(where.size, -1)[:, None])
+        packed = _reported_unless_follows(config, packed, follows, given, storage.observation.read(observations.rows, now))
+    targets = jnp.where(stored, now, config.num_rows), jnp.where(stored, row_after(config, now), config.num_rows)
+    both = jnp.concatenate([given, later])[:, None]
+    rows_written = storage.observation.write(observations.rows, jnp.concatenate(targets), both)
     return dataclasses.replace(
         state,
         transitions=storage.row.write(state.transitions, rows, packed[:, None]),
