@@ -9,7 +9,6 @@ import numpy as np
 from herjax import hindsight
 from herjax.config import Copy
 from herjax.functions import Goal, Transition
-from herjax.reading import words
 from herjax.rings import row_of_step
 from herjax.rows import Pytree
 from herjax.state import BufferState, can_sample
@@ -62,23 +61,22 @@ def require_sample(batch: Sample) -> None:
         raise TypeError(f"batch is a {type(batch).__name__}; give the Sample that sample returned.")
 
 
-def last_of(state: BufferState, rows: jax.Array, copies: jax.Array) -> Words | None:
-    """The last transitions of the windows that begin in `rows`, int32 [n], as they are stored; None if all have one step.
+def last_rows(state: BufferState, rows: jax.Array, copies: jax.Array) -> tuple[jax.Array, ...]:
+    """The rows of the last transitions of the windows that begin in `rows`, int32 [n]; none if all have one step.
 
     `copies`, rows of `Copy`, say how long the windows are.
     """
     config = state.config
     if config.num_steps == 1:
-        return None
+        return ()
     windows = jax.vmap(lambda copy: config.copy.unpack(copy).window)(copies)
-    last = row_of_step(config, rows, jnp.int32(0), jnp.maximum(windows - 1, 0))
-    return words(state, last)
+    return (row_of_step(config, rows, jnp.int32(0), jnp.maximum(windows - 1, 0)),)
 
 
 def under_goals(
-    state: BufferState, transition: Transition, is_hindsight: jax.Array, copies: jax.Array, last: Words | None
+    state: BufferState, transition: Transition, is_hindsight: jax.Array, copies: jax.Array, last: list[Words]
 ) -> dict[str, Pytree]:
-    """The fields of a `Sample` that its goals decide."""
+    """The fields of a `Sample` that its goals decide; `last` has what lies in `last_rows`."""
     config = state.config
     copy: Copy = jax.vmap(config.copy.unpack)(copies)
     return {
@@ -86,7 +84,7 @@ def under_goals(
         "reward": copy.reward,
         "terminated": copy.terminated,
         "is_hindsight": is_hindsight > 0,
-        "last": transition if last is None else jax.vmap(config.storage.unpack)(last),
+        "last": jax.vmap(config.storage.unpack)(last[0]) if last else transition,
         "discount": _discount(state, copy, jnp.broadcast_to(can_sample(state), is_hindsight.shape)),
     }
 

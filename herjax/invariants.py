@@ -12,7 +12,7 @@ import numpy as np
 
 from herjax import prioritized, sum_tree
 from herjax.config import NUMBERS, Config, Copy
-from herjax.reading import observation_rows, places, transitions
+from herjax.reading import places, transitions
 from herjax.rows import Layout, Pytree, dotted
 from herjax.state import BufferState, Observations, config_of, empty
 
@@ -211,7 +211,7 @@ def _check_observations(state: BufferState, observations: Observations) -> None:
         offset = begin - len(rows) - held + np.arange(len(rows)) + np.cumsum(ends) - ends
         rows = np.append(rows, env * config.rows_per_env + (state.head[env] + np.arange(running)) % config.rows_per_env)
         must = env * config.rows_per_env + np.append(offset, begin + np.arange(running)) % config.rows_per_env
-        found = np.asarray(observation_rows(state, config.storage.row.read(state.transitions, jnp.asarray(rows))))
+        found = observations.at[rows]
         _require(found == must, "observation of row", found, "follow that of the row before", rows)
 
 

@@ -66,8 +66,17 @@ def in_all_runs(condition: jax.Array | bool) -> jax.Array:
     return in_all
 
 
+def nothing() -> None:
+    """Reads nothing."""
+
+
 def materialized(there: jax.Array, values: Pytree) -> Pytree:
-    """The values, or zeros unless `there`, bool []: computed once, by operations that XLA does not merge with their users.
+    """As `materialized_with`, without reads."""
+    return materialized_with(there, values, nothing)[0]
+
+
+def materialized_with(there: jax.Array, values: Pytree, reads: Callable[[], Pytree]) -> tuple[Pytree, Pytree]:
+    """Values and what is read, or zeros unless `there`, bool []: computed once, by operations not merged with their users.
 
     Merged, a read would be repeated for each value computed from it, and XLA could not tell that all of them come before a
     write that waits for some. On a CPU only a conditional is never merged; elsewhere a barrier is.
@@ -75,15 +84,25 @@ def materialized(there: jax.Array, values: Pytree) -> Pytree:
     Args:
       there: whether there is something to compute.
       values: numbers, no bools.
+      reads: returns arrays that are large: on a CPU they are not copied once more, as values are. Zeros where not `there`.
     """
     values = jax.tree.map(lambda value: jnp.where(there, value, jnp.zeros((), value.dtype)), values)
 
-    def conditional(values: Pytree) -> Pytree:
-        # Zeros of the values: under shard_map both branches must vary over the same axes.
-        zeros = partial(jax.tree.map, lambda value: value * 0)
-        return jax.lax.cond(max_over_lanes(there), lambda values: values, zeros, values)
+    def both(values: Pytree) -> tuple[Pytree, Pytree]:
+        return values, reads()
 
-    return jax.lax.platform_dependent(values, cpu=conditional, default=jax.lax.optimization_barrier)
+    def zeros(values: Pytree) -> tuple[Pytree, Pytree]:
+        # Made of the values: under shard_map both branches must vary over the same axes.
+        zero = jnp.where(there, 0, 0)
+        read = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype) + zero.astype(like.dtype), jax.eval_shape(reads))
+        return jax.tree.map(lambda value: value * 0, values), read
+
+    found: tuple[Pytree, Pytree] = jax.lax.platform_dependent(
+        values,
+        cpu=lambda values: jax.lax.cond(max_over_lanes(there), both, zeros, values),
+        default=lambda values: jax.lax.optimization_barrier(both(values)),
+    )
+    return found
 
 
 def written_after(array: jax.Array, number: jax.Array) -> jax.Array:

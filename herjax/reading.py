@@ -1,15 +1,19 @@
 """What rows hold, read: transitions, and which step of which episode they are."""
 
+import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from herjax import windows
 from herjax.functions import Transition
-from herjax.lanes import materialized
+from herjax.lanes import materialized, materialized_with
 from herjax.rings import first_held, row_after, running_place
-from herjax.state import BufferState
-from herjax.storage import Words
+from herjax.rows import Pytree
+from herjax.state import BufferState, can_sample
+from herjax.storage import Column, Words
 
 
 class Visits(NamedTuple):
@@ -58,16 +62,36 @@ def transitions(state: BufferState, rows: jax.Array) -> Transition:
 
 def words(state: BufferState, rows: jax.Array) -> Words:
     """The same as they are stored, of `rows` int32 [n]: each array [n, ...]."""
-    config, observations = state.config, state.observations
-    stored = config.storage.row.read(state.transitions, rows)
-    if observations is None or config.storage.observation is None:
-        return (stored,)
-    now, read = observation_rows(state, stored), config.storage.observation.read
-    return stored, read(observations.rows, now), read(observations.rows, row_after(config, now))
+    return _words(state, *_addresses(state, rows), lambda _: True)
 
 
-def observation_rows(state: BufferState, stored: jax.Array) -> jax.Array:
-    """Where the observations of rows lie, which are given as they are stored, uint32 [n, words]: int32 [n]."""
+def words_once(state: BufferState, values: Pytree, *rows: jax.Array) -> tuple[Pytree, list[Words]]:
+    """`values`, and `words` of each of `rows`, materialized: zeros where there is nothing to draw."""
+    there = can_sample(state)
+    addresses = [_addresses(state, jnp.where(there, each, state.config.num_rows)) for each in rows]
+
+    def read(*, images: bool) -> list[Words]:
+        return [_words(state, *each, lambda column: (column.layout.unit == 1) == images) for each in addresses]
+
+    (values, others), images = materialized_with(there, (values, read(images=False)), lambda: read(images=True))
+    return values, [tuple(map(operator.add, *pair)) for pair in zip(others, images, strict=True)]
+
+
+def _addresses(state: BufferState, rows: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Where the columns of `rows`, int32 [n], lie: those of one step alone, and those that two steps share: int32 [n] each."""
+    if state.observations is None:
+        return (rows,), ()
     there = state.held[0] >= 0  # Always, but XLA does not know: it would read each again for every word of an observation.
-    rows: jax.Array = materialized(there, stored[:, 0].astype(jnp.int32))
-    return rows
+    now: jax.Array = materialized(there, windows.read(state.observations.at, rows, 1)[:, 0])
+    return (rows,), (now, row_after(state.config, now))
+
+
+def _words(
+    state: BufferState, alone: tuple[jax.Array, ...], shared: tuple[jax.Array, ...], chosen: Callable[[Column], bool]
+) -> Words:
+    """The rows of the columns that are chosen; of others none."""
+    columns = zip(state.config.storage.columns, state.columns, strict=True)
+    return tuple(
+        tuple(column.layout.read(array, each) for each in (shared if column.later else alone) if chosen(column))
+        for column, array in columns
+    )

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from herjax import checks, hindsight
-from herjax.batches import Sample, last_of, require_sample, under_goals
+from herjax.batches import Sample, last_rows, require_sample, under_goals
 from herjax.config import Config
 from herjax.faults import reported
-from herjax.lanes import materialized
-from herjax.reading import rows_of, visits
-from herjax.state import BufferState, can_sample, config_of
+from herjax.reading import rows_of, visits, words_once
+from herjax.state import BufferState, config_of
 from herjax.strategies import Mixture, StrategyFn, as_mixture
 
 
@@ -72,8 +71,9 @@ def _relabel(
     rows = rows_of(state, batch.indices)
     goals_from = None if hindsight_ratio is None and config.num_goals == 0 else strategy
     is_hindsight, copies = hindsight.relabelled(state, key, visits(state, rows), goals_from, ratio)
-    drawn = (is_hindsight, copies, last_of(state, rows, copies))
-    return batch._replace(**under_goals(state, batch.transition, *materialized(can_sample(state), drawn)))
+    drawn, last = words_once(state, (is_hindsight, copies), *last_rows(state, rows, copies))
+    is_hindsight, copies = drawn
+    return batch._replace(**under_goals(state, batch.transition, is_hindsight, copies, last))
 
 
 def share(config: Config, caller: str, hindsight_ratio: jax.Array | float | None) -> jax.Array:

@@ -17,7 +17,7 @@ Pytree: TypeAlias = Any
 
 INT32_MAX = 2**31 - 1
 _PACKED = ("int2", "uint2", "int4", "uint4", "float4_e2m1fn")  # Two and more of these share a byte.
-_WIDE = 128  # Words from which rows have an axis of their own: a TPU pads narrower ones, and lays them out anew to write them.
+_MANY = 128  # Words of 32 bits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Leaf:
     start: int  # Its first word.
     words: int
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it is many bytes, which are read faster if they are not made words."""
+        return self.dtype.itemsize == 1 and self.words >= _MANY
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Layout:
@@ -37,9 +42,10 @@ class Layout:
 
     treedef: jax.tree_util.PyTreeDef
     leaves: tuple[Leaf, ...]
+    unit: int = 4  # Bytes of a word: 4, or 1 if all leaves are of bytes.
 
     @classmethod
-    def of(cls, name: str, tree: Pytree) -> "Layout":
+    def of(cls, name: str, tree: Pytree, unit: int = 4) -> "Layout":
         """The layout of `tree`, called `name` in messages, whose leaves are arrays, scalars or `jax.ShapeDtypeStruct`s.
 
         Raises:
@@ -51,10 +57,10 @@ class Layout:
         for path, value in paths_and_leaves:
             leaf_path = name + jax.tree_util.keystr(path)
             shape, dtype = _aval(leaf_path, value)
-            words = math.ceil(math.prod(shape) * _bytes(leaf_path, dtype) / 4)
+            words = math.ceil(math.prod(shape) * _bytes(leaf_path, dtype) / unit)
             leaves.append(Leaf(leaf_path, shape, dtype, start, words))
             start += words
-        return cls(treedef, tuple(leaves))
+        return cls(treedef, tuple(leaves), unit)
 
     def __repr__(self) -> str:
         """Each leaf's path, dtype and shape."""
@@ -87,25 +93,26 @@ class Layout:
                 raise TypeError(f"{leaf_path} has dtype {dtype}, expected {leaf.dtype} as at init; convert it with astype.")
 
     def pack(self, tree: Pytree) -> jax.Array:
-        """One pytree of this layout as one row, uint32 [words]."""
+        """One pytree of this layout as one row, uint32 [words], or uint8."""
         values = self.treedef.flatten_up_to(tree)
-        parts = [_to_words(jnp.asarray(value, leaf.dtype)) for leaf, value in zip(self.leaves, values, strict=True)]
+        parts = [_to_words(jnp.asarray(value, leaf.dtype), self.unit) for leaf, value in zip(self.leaves, values, strict=True)]
         return jnp.concatenate(parts)
 
     def unpack(self, row: jax.Array) -> Pytree:
-        """The pytree that `pack` made this row, uint32 [words], from."""
+        """The pytree that `pack` made this row, [words], from."""
         parts = [_from_words(row[leaf.start : leaf.start + leaf.words], leaf) for leaf in self.leaves]
         return self.treedef.unflatten(parts)
 
-    # Rows are stored one after another in an array without an axis for them, unless they are wide, or too many for an int32.
+    # Rows are stored one after another in an array without an axis for them, unless they are too many for an int32: a TPU pads
+    # narrow rows with an axis of their own, and lays wide ones out anew to write them.
 
     def zeros(self, num_rows: int) -> jax.Array:
-        """Rows of zeros, uint32 [num_rows * words] or [num_rows, words]."""
-        flat = self.words < _WIDE and num_rows * self.words <= INT32_MAX
-        return jnp.zeros(num_rows * self.words if flat else (num_rows, self.words), jnp.uint32)
+        """Rows of zeros, [num_rows * words] or [num_rows, words], uint32 or uint8."""
+        flat = num_rows * self.words <= INT32_MAX
+        return jnp.zeros(num_rows * self.words if flat else (num_rows, self.words), f"uint{8 * self.unit}")
 
     def read(self, rows: jax.Array, indices: jax.Array) -> jax.Array:
-        """The rows at `indices`, int32 [n], all of which must be there: uint32 [n, words]."""
+        """The rows at `indices`, int32 [n], all of which must be there: [n, words]."""
         flat = rows.ndim == 1
         starts = indices * self.words if flat else indices
         slices: tuple[int, ...] = (self.words,) if flat else (1, self.words)
@@ -113,7 +120,7 @@ class Layout:
         return jax.lax.gather(rows, starts[:, None], axes, slices, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
 
     def write(self, rows: jax.Array, starts: jax.Array, values: jax.Array) -> jax.Array:
-        """Puts `values`, uint32 [n, k, words], in the k rows from each of `starts`, int32 [n], on. All rows must be there."""
+        """Puts `values`, [n, k, words], in the k rows from each of `starts`, int32 [n], on. All rows must be there."""
         if rows.ndim == 1:
             starts, values = starts * self.words, values.reshape(values.shape[0], -1)
         axes = jax.lax.ScatterDimensionNumbers(
@@ -128,7 +135,9 @@ def dotted(path: tuple[Any, ...]) -> str:
     return ".".join(str(next((getattr(key, name) for name in names if hasattr(key, name)), key)) for key in path)
 
 
-def _to_words(values: jax.Array) -> jax.Array:
+def _to_words(values: jax.Array, unit: int) -> jax.Array:
+    if unit == 1:
+        return values.ravel().view(jnp.uint8)
     if jnp.iscomplexobj(values):
         values = jnp.stack([values.real, values.imag], axis=-1)
     values = values.ravel()
@@ -145,7 +154,7 @@ def _from_words(words: jax.Array, leaf: Leaf) -> jax.Array:
         parts = words.view(f"float{4 * leaf.dtype.itemsize}").reshape(*leaf.shape, 2)
         return jax.lax.complex(parts[..., 0], parts[..., 1])
     bits, size = words, math.prod(leaf.shape)
-    if leaf.dtype.itemsize < 4:
+    if leaf.dtype.itemsize < words.dtype.itemsize:
         narrow = f"uint{8 * leaf.dtype.itemsize}"
         bits = words.astype(narrow) if size == 1 else jax.lax.bitcast_convert_type(words, narrow).ravel()[:size]
     return bits.view(leaf.dtype).reshape(leaf.shape)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from herjax import checks, hindsight, prioritized
+from herjax import checks, hindsight, prioritized, windows
 from herjax.config import Config
 from herjax.faults import on_explicit_axes, reported
 from herjax.functions import Goal, Transition
@@ -16,6 +16,7 @@ from herjax.reading import Visits, places
 from herjax.rings import row_after, row_at, wrapped
 from herjax.rows import Pytree
 from herjax.state import BufferState, Observations, after, config_of, count, seen
+from herjax.storage import Words
 
 
 @jax.jit
@@ -73,7 +74,7 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     state = _room_made(state, stored, oldest)
     rows = jnp.where(stored, row_at(config, envs, state.head + state.pending), config.num_rows)
     if config.sample_running:
-        goals = _where(stored, jax.vmap(config.goal.pack)(_batched(config, goal)))[0]
+        goals = _where(stored, jax.vmap(config.goal.pack)(_batched(config, goal)))
         state = dataclasses.replace(state, copies=config.stored.write(state.copies, rows, goals[:, None]))
         state = prioritized.enter(state, rows)
     state = _written(state, rows, _batched(config, transition), stored)
@@ -127,7 +128,7 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         pending=state.pending - lengths,
         observations=_one_more(state, lengths > 0),
     )
-    goals = None if config.sample_running else _where(lengths > 0, jax.vmap(config.goal.pack)(_batched(config, goal)))[0]
+    goals = None if config.sample_running else _where(lengths > 0, jax.vmap(config.goal.pack)(_batched(config, goal)))
 
     def commit(ended: BufferState, turn: jax.Array, steps: Chunk) -> BufferState:
         rows = row_at(config, steps.env, state.head[steps.env] + steps.step)
@@ -144,8 +145,7 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         stored = materialized(jnp.any(steps.valid), stored)
         ended = dataclasses.replace(
             ended,
-            transitions=written_after(ended.transitions, seen(stored)),
-            observations=_written_after(ended.observations, seen(stored)),
+            columns=tuple(written_after(column, seen(stored)) for column in ended.columns),
             copies=config.stored.write(ended.copies, targets * config.num_copies, stored),
         )
         return prioritized.enter(ended, targets)
@@ -229,50 +229,48 @@ def _room_made(state: BufferState, stored: jax.Array, oldest: tuple[jax.Array, j
 
 def _written(state: BufferState, rows: jax.Array, transition: Transition, stored: jax.Array) -> BufferState:
     """Each environment's transition, each leaf [n, ...], written to its row, int32 [n]; zeros unless `stored`, bool [n]."""
-    config, observations, storage = state.config, state.observations, state.config.storage
-    if observations is None or storage.observation is None:
-        (packed,) = _where(stored, *jax.vmap(storage.pack)(transition, rows))
-        return dataclasses.replace(state, transitions=storage.row.write(state.transitions, rows, packed[:, None]))
-    envs = jnp.arange(config.envs, dtype=jnp.int32)
-    now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
-    packed, given, later = _where(stored, *jax.vmap(storage.pack)(transition, now))
-    if not on_explicit_axes():  # Where JAX refuses to read what is not sharded by values that are.
-        follows = ~stored | (state.pending == 0)
-        packed = _reported_unless_follows(config, packed, follows, given, storage.observation.read(observations.rows, now))
-    targets = jnp.where(stored, now, config.num_rows), jnp.where(stored, row_after(config, now), config.num_rows)
-    both = jnp.concatenate([given, later])[:, None]
-    rows_written = storage.observation.write(observations.rows, jnp.concatenate(targets), both)
-    return dataclasses.replace(
-        state,
-        transitions=storage.row.write(state.transitions, rows, packed[:, None]),
-        observations=observations._replace(rows=rows_written),
-    )
+    config, observations = state.config, state.observations
+    shared: tuple[jax.Array, ...] = ()
+    given = _where(stored, jax.vmap(config.storage.pack)(transition))
+    if observations is not None:
+        envs, nobodys = jnp.arange(config.envs, dtype=jnp.int32), config.num_rows
+        now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
+        if not on_explicit_axes():  # Where JAX refuses to read what is not sharded by values that are.
+            now = _reported_unless_follows(state, now, given, ~stored | (state.pending == 0))
+        now, later = (jnp.where(stored, row, nobodys) for row in (now, row_after(config, now)))
+        shared, observations = (now, later), observations._replace(at=windows.write(observations.at, rows, now[:, None]))
+    columns = []
+    for column, array, words in zip(config.storage.columns, state.columns, given, strict=True):
+        targets = shared if column.later else (rows,)
+        columns.append(column.layout.write(array, jnp.concatenate(targets), jnp.concatenate(words)[:, None]))
+    return dataclasses.replace(state, columns=tuple(columns), observations=observations)
 
 
-def _reported_unless_follows(
-    config: Config, packed: jax.Array, follows: jax.Array, now: jax.Array, before: jax.Array
-) -> jax.Array:
-    """`packed` as it is; under checkify, the fault where an observation is not the one that the step before was given.
+def _reported_unless_follows(state: BufferState, now: jax.Array, given: Words, follows: jax.Array) -> jax.Array:
+    """`now` as it is; under checkify, the fault where an observation is not the one that the step before was given.
 
     Args:
-      config: the buffer's settings.
-      packed: what the fault rides on.
+      state: the buffer.
+      now: int32 [n]; the row of each environment's observation.
+      given: each environment's transition, as it is to be stored.
       follows: bool [n]; where all is well in any case.
-      now: uint32 [n, words]; each environment's observation.
-      before: uint32 [n, words]; the one that the step before was given.
     """
-    storage, shared = config.storage, () if config.storage.observation is None else config.storage.observation.leaves
-    for leaf, *pair in zip(shared, storage.now, storage.later, strict=True):
-        words = slice(leaf.start, leaf.start + leaf.words)
-        alike = follows | jnp.all(before[:, words] == now[:, words], axis=1)
-        field, later = (re.sub("[{}]", "", storage.transition.leaves[number].path) for number in pair)
-        packed = reported(
-            packed,
-            jnp.all(alike),
-            f"add: {field} of environment {{env}} is not {later} of the step before it (next_of); the one given last holds",
-            env=jnp.argmin(alike),
-        )
-    return packed
+    leaves = state.config.transition.leaves
+    for column, array, words in zip(state.config.storage.columns, state.columns, given, strict=True):
+        if not column.later:
+            continue
+        before = column.layout.read(array, now)
+        for leaf, *pair in zip(column.layout.leaves, column.leaves, column.later, strict=True):
+            part = slice(leaf.start, leaf.start + leaf.words)
+            alike = follows | jnp.all(before[:, part] == words[0][:, part], axis=1)
+            field, later = (re.sub("[{}]", "", leaves[number].path) for number in pair)
+            now = reported(
+                now,
+                jnp.all(alike),
+                f"add: {field} of environment {{env}} is not {later} of the step before it (next_of); the one given last holds",
+                env=jnp.argmin(alike),
+            )
+    return now
 
 
 def _one_more(state: BufferState, ended: jax.Array) -> Observations | None:
@@ -283,16 +281,13 @@ def _one_more(state: BufferState, ended: jax.Array) -> Observations | None:
     return observations._replace(ended=wrapped(state.config, observations.ended + more), held=observations.held + more)
 
 
-def _written_after(observations: Observations | None, number: jax.Array) -> Observations | None:
-    """`written_after` of their rows."""
-    return None if observations is None else observations._replace(rows=written_after(observations.rows, number))
-
-
 def _batched(config: Config, tree: Pytree) -> Pytree:
     """An argument with an axis for the environments."""
     return tree if config.num_envs is not None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
 
 
-def _where(there: jax.Array, *words: jax.Array) -> tuple[jax.Array, ...]:
-    """Words, uint32 [n, ...], or zeros unless `there`, bool [n]."""
-    return tuple(jnp.where(there.reshape(-1, *(1,) * (each.ndim - 1)), each, jnp.uint32(0)) for each in words)
+def _where(there: jax.Array, words: Pytree) -> Pytree:
+    """Words, each array [n, ...], or zeros unless `there`, bool [n]."""
+    return jax.tree.map(
+        lambda each: jnp.where(there.reshape(-1, *(1,) * (each.ndim - 1)), each, jnp.zeros((), each.dtype)), words
+    )

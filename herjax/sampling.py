@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from herjax import checks, drawing, hindsight
-from herjax.batches import Sample, last_of, under_goals
+from herjax.batches import Sample, last_rows, under_goals
 from herjax.config import Config
-from herjax.lanes import materialized
-from herjax.reading import rows_of, visits, words
+from herjax.reading import rows_of, visits, words_once
 from herjax.relabelling import share
-from herjax.state import BufferState, can_sample, config_of
+from herjax.state import BufferState, config_of
 
 _BETA = 0.4
 """The default exponent of importance weights, where prioritised replay begins (arXiv:1511.05952, table 3)."""
@@ -86,11 +85,11 @@ def _sample(
         is_hindsight, copies = hindsight.relabelled(state, key_goals, visits(state, rows), strategy, ratio)
     else:
         is_hindsight, copies = jax.lax.sign(indices - rows * config.num_copies), config.stored.read(state.copies, indices)
-    transitions = words(state, rows)
-    drawn = (transitions, is_hindsight, copies, last_of(state, rows, copies), indices, probabilities, weights)
+    drawn = (is_hindsight, copies, indices, probabilities, weights)
     # All reads are over before any of the batch is there, so that a write that waits for some of it waits for all of them.
-    transitions, is_hindsight, copies, last, indices, probabilities, weights = materialized(can_sample(state), drawn)
-    transition = jax.vmap(config.storage.unpack)(transitions)
+    drawn, (words, *last) = words_once(state, drawn, rows, *last_rows(state, rows, copies))
+    is_hindsight, copies, indices, probabilities, weights = drawn
+    transition = jax.vmap(config.storage.unpack)(words)
     fields = under_goals(state, transition, is_hindsight, copies, last)
     return Sample(transition=transition, indices=indices, probabilities=probabilities, weights=weights, **fields)
 

@@ -31,12 +31,12 @@ from herjax.rows import INT32_MAX, Pytree
 
 
 class Observations(NamedTuple):
-    """Fields that two steps share, each stored once, in a second ring of each environment: as long as the first.
+    """Where the rows of columns lie that two steps share: in a second ring of each environment, as long as the first.
 
     An episode of T transitions takes T + 1 rows of it, the last of which holds what came after the last step.
     """
 
-    rows: jax.Array  # R + 1 rows of `config.storage.observation`; the last is nobody's.
+    at: jax.Array  # int32 [R + 1]; of each transition's row, which row its own observation has.
     ended: (
         jax.Array
     )  # int32 [n]; episodes that have ended, modulo the rows of a ring: as far as this ring is ahead of the first.
@@ -46,7 +46,7 @@ class Observations(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "transitions",
+        "columns",
         "observations",
         "places",
         "copies",
@@ -80,8 +80,8 @@ class BufferState:
       (True, [0, 0, 0])
     """
 
-    transitions: jax.Array  # R + 1 rows of `config.storage.row`: uint32 [(R + 1) * words]; [R + 1, words] where they are wide.
-    observations: Observations | None  # What `next_of` stores once; None without it.
+    columns: tuple[jax.Array, ...]  # Transitions: R + 1 rows of each of `config.storage.columns`; [(R + 1) * words] each.
+    observations: Observations | None  # Where what two steps share is, with `next_of`.
     places: jax.Array  # R + 1 rows of `config.place`, likewise: int [2] each, the step and the length of its episode.
     copies: jax.Array  # (R + 1) * K rows of `config.stored`, likewise.
     tree: sum_tree.SumTree | None  # Priorities of the (R + 1) * K indices, 0 where nothing finished is held; None: uniform.
@@ -120,7 +120,7 @@ def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
         return jnp.full(1, value, dtype)[0]
 
     return BufferState(
-        transitions=config.storage.row.zeros(num_rows),
+        columns=tuple(column.layout.zeros(num_rows) for column in config.storage.columns),
         observations=_no_observations(config),
         places=config.place.zeros(num_rows),
         copies=config.stored.zeros(num_rows * config.num_copies),
@@ -137,8 +137,8 @@ def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
 
 
 def _no_observations(config: Config) -> Observations | None:
-    layout, per_env = config.storage.observation, partial(jnp.zeros, config.envs, jnp.int32)
-    return None if layout is None else Observations(layout.zeros(config.num_rows + 1), per_env(), per_env())
+    per_env = partial(jnp.zeros, config.envs, jnp.int32)
+    return None if config.next_of is None else Observations(jnp.zeros(config.num_rows + 1, jnp.int32), per_env(), per_env())
 
 
 def config_of(state: BufferState) -> Config:

@@ -11,8 +11,7 @@ import numpy as np
 from herjax import checks
 from herjax.batches import Sample, require_sample
 from herjax.functions import Goal, RewardFn, TerminatedFn, Transition
-from herjax.lanes import materialized
-from herjax.reading import rows_of, visits, words
+from herjax.reading import rows_of, visits, words_once
 from herjax.rings import first_held, is_held, row_of_step
 from herjax.state import BufferState, can_sample, config_of
 
@@ -93,8 +92,7 @@ def _steps(state: BufferState, batch: Sample, *, offsets: tuple[int, ...]) -> St
     nearest = jnp.clip(wanted, first_held(state, rows, here.step)[:, None], here.length[:, None] - 1)
     mask = (wanted == nearest) & is_held(state, rows)[:, None]
     near_rows = row_of_step(config, rows[:, None], here.step[:, None], nearest)
-    found = words(state, near_rows.ravel())
-    found, mask = materialized(can_sample(state), (found, mask.astype(jnp.int32)))
+    mask, (found,) = words_once(state, mask.astype(jnp.int32), near_rows.ravel())
     unpacked = jax.vmap(config.storage.unpack)(found)
     transition = jax.tree.map(lambda leaf: leaf.reshape(*mask.shape, *leaf.shape[1:]), unpacked)
     there = jnp.broadcast_to(can_sample(state), mask.shape)

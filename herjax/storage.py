@@ -1,63 +1,76 @@
-"""What is stored of a transition: a row of its own, and fields that it shares with the step before or after it (`next_of`)."""
+"""What is stored of a transition: columns, some of which it shares with the step before or after it (`next_of`)."""
 
 import dataclasses
 from collections.abc import Hashable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from herjax.functions import Transition
-from herjax.rows import Layout, Leaf
+from herjax.rows import Layout, Leaf, Pytree
 
-Words: TypeAlias = tuple[jax.Array, ...]
-"""A transition as it is stored: its row, uint32 [words]; with `next_of` also its observation and the next one, likewise."""
+Words: TypeAlias = tuple[tuple[jax.Array, ...], ...]
+"""A transition as it is stored: of each column its row, and, if two steps share it, the next row."""
+
+
+class Column(NamedTuple):
+    """Leaves of a transition, named by their numbers, that are stored in one array."""
+
+    layout: Layout
+    leaves: tuple[int, ...]
+    later: tuple[
+        int, ...
+    ] = ()  # Each is the next of one of `leaves`, and is not stored; none if steps do not share the column.
+
+    def pack(self, leaves: list[Pytree]) -> tuple[jax.Array, ...]:
+        """Its row of a transition's leaves; the next row, too, if there is one."""
+        parts = (self.leaves, self.later) if self.later else (self.leaves,)
+        return tuple(self.layout.pack([leaves[leaf] for leaf in part]) for part in parts)
+
+    def unpack(self, rows: tuple[jax.Array, ...]) -> dict[int, jax.Array]:
+        """The leaves that `pack` made these rows from, by their numbers."""
+        found: dict[int, jax.Array] = {}
+        for part, row in zip((self.leaves, self.later), rows, strict=False):
+            found |= dict(zip(part, self.layout.unpack(row), strict=True))
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """How a transition is stored. Static.
-
-    Without `next_of`, a row is the whole transition. With it, fields that two steps share are an observation, which is stored
-    once, and a row holds where its step's observation lies, and the other fields. Leaves are named by their numbers.
-    """
+    """How a transition is stored. Static."""
 
     transition: Layout
-    row: Layout
-    observation: Layout | None = None
-    alone: tuple[int, ...] = ()  # Leaves that are not shared.
-    now: tuple[int, ...] = ()  # Leaves of the observation.
-    later: tuple[int, ...] = ()  # Each is the next of one of `now`, in the same order.
+    columns: tuple[Column, ...]
 
     @classmethod
     def of(cls, transition: Layout, next_of: tuple[tuple[Hashable, Hashable], ...]) -> "Storage":
         """The storage of a transition, of whose fields each pair has a field and the one that it is the next of."""
-        if not next_of:
-            return cls(transition, transition)
         fields = _fields(transition)
-        now = tuple(leaf for _, field in next_of for leaf in fields[field])
-        later = tuple(leaf for field, _ in next_of for leaf in fields[field])
-        alone = tuple(leaf for leaf in range(len(transition.leaves)) if leaf not in now + later)
-        structs = jax.tree.leaves(transition.struct())
-        row = Layout.of("row", (jax.ShapeDtypeStruct((), jnp.int32), [structs[leaf] for leaf in alone]))
-        return cls(transition, row, Layout.of("observation", [structs[leaf] for leaf in now]), alone, now, later)
+        later_of = {now: later for pair in next_of for later, now in zip(*(fields[field] for field in pair), strict=True)}
+        shared = list(later_of)
+        alone = [leaf for leaf in range(len(transition.leaves)) if leaf not in {*shared, *later_of.values()}]
+        structs, columns = jax.tree.leaves(transition.struct()), []
+        for leaves in (alone, shared):
+            images = [leaf for leaf in leaves if transition.leaves[leaf].is_image]
+            together = [leaf for leaf in leaves if leaf not in images and transition.leaves[leaf].words]
+            for group in filter(None, (together, *([image] for image in images))):
+                layout = Layout.of("column", [structs[leaf] for leaf in group], unit=1 if group[0] in images else 4)
+                columns.append(Column(layout, tuple(group), tuple(later_of[leaf] for leaf in group if leaves is shared)))
+        return cls(transition, tuple(columns))
 
-    def pack(self, transition: Transition, place: jax.Array) -> Words:
-        """A transition as it is stored; `place`, int32 [], is where its observation is to lie."""
-        if self.observation is None:
-            return (self.row.pack(transition),)
-        leaves = jax.tree.leaves(transition)
-        alone, now, later = ([leaves[leaf] for leaf in part] for part in (self.alone, self.now, self.later))
-        return self.row.pack((place, alone)), self.observation.pack(now), self.observation.pack(later)
+    def pack(self, transition: Transition) -> Words:
+        """A transition as it is stored."""
+        leaves = self.transition.treedef.flatten_up_to(transition)
+        return tuple(column.pack(leaves) for column in self.columns)
 
     def unpack(self, words: Words) -> Transition:
         """The transition that `pack` was given."""
-        row, *observations = words
-        if self.observation is None:
-            return self.row.unpack(row)
-        _, alone = self.row.unpack(row)
-        now, later = map(self.observation.unpack, observations)
-        leaves = dict(zip(self.alone + self.now + self.later, alone + now + later, strict=True))
+        leaves = {
+            number: jnp.zeros(leaf.shape, leaf.dtype) for number, leaf in enumerate(self.transition.leaves) if not leaf.words
+        }
+        for column, rows in zip(self.columns, words, strict=True):
+            leaves |= column.unpack(rows)
         return self.transition.treedef.unflatten([leaves[leaf] for leaf in range(len(leaves))])
 
 
