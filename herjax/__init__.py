@@ -27,14 +27,15 @@ printed. The README has a whole training loop.
 from importlib import import_module
 from types import ModuleType
 
+from herjax.adding import add
 from herjax.batches import Sample
 from herjax.buffer import init
+from herjax.ending import discard, end_episode
 from herjax.episodes import Episode, episodes
 from herjax.invariants import check
 from herjax.lanes import in_all_runs
 from herjax.prioritized import update_priorities
 from herjax.relabelling import relabel
-from herjax.running import add, discard, end_episode
 from herjax.sampling import sample
 from herjax.state import BufferState, after, can_sample, size
 from herjax.steps import Steps, steps

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from herjax import prioritized
 from herjax.lanes import materialized
-from herjax.rings import held_row
-from herjax.state import BufferState, can_sample, scale, size
+from herjax.rings import held_row, scale
+from herjax.state import BufferState, can_sample, size
 
 
 def draw(

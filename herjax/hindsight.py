@@ -11,8 +11,8 @@ from herjax.faults import reported
 from herjax.functions import Function, Goal, Transition
 from herjax.lanes import materialized
 from herjax.reading import Visits, transitions
-from herjax.rings import held_row, row_of_step
-from herjax.state import BufferState, scale, size
+from herjax.rings import held_row, row_of_step, scale
+from herjax.state import BufferState, size
 from herjax.strategies import RANDOM, Mixture, Quantile
 
 _BELOW_ONE = 1 - 2.0**-24  # The largest float32 below 1.

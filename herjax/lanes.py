@@ -121,6 +121,18 @@ def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
     return unchanged
 
 
+def seen(values: Pytree) -> jax.Array:
+    """A number >= 0, int32 [], that is there once `values`, a pytree of arrays, are: as `written_after` needs it."""
+    leaves = [jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf) for leaf in jax.tree.leaves(values)]
+    # One element is enough: all that `sample` reads is computed before any of it is there.
+    elements = [leaf.ravel()[0] != jnp.zeros((), leaf.dtype) for leaf in leaves if leaf.size]
+    return sum([element.astype(jnp.int32) for element in elements], start=jnp.int32(0))
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 class Chunk(NamedTuple):
     """Some steps of some environments; each field [chunk]."""
 

@@ -71,3 +71,15 @@ def running_place(state: BufferState, row: jax.Array) -> tuple[jax.Array, jax.Ar
     """
     env, offset = env_and_offset(state.config, row)
     return wrapped(state.config, offset - state.head[env]), state.pending[env]
+
+
+def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:
+    """High 32 bits of bits x bound, both uint32: of uniform bits, uniform below bound to within bound / 2^32.
+
+    By halves, because `jax.lax.mulhi` does not compile under `shard_map` over several devices (jax 0.10.2).
+    """
+    high, low = bits >> 16, bits & 0xFFFF
+    bound_high, bound_low = bound >> 16, bound & 0xFFFF
+    upper = high * bound_low + (low * bound_low >> 16)
+    lower = low * bound_high + (upper & 0xFFFF)
+    return high * bound_high + (upper >> 16) + (lower >> 16)

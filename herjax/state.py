@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from herjax import sum_tree
 from herjax.config import TRACED, Config
+from herjax.lanes import seen
 from herjax.rows import INT32_MAX, Pytree
 
 
@@ -237,30 +238,6 @@ def after(state: BufferState, values: Pytree) -> BufferState:
     return dataclasses.replace(state, head=jnp.where(state.held >= 0, state.head, seen(values)))
 
 
-def seen(values: Pytree) -> jax.Array:
-    """A number >= 0, int32 [], that is there once `values`, a pytree of arrays, are: as `written_after` needs it."""
-    leaves = [jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf) for leaf in jax.tree.leaves(values)]
-    # One element is enough: all that `sample` reads is computed before any of it is there.
-    elements = [leaf.ravel()[0] != jnp.zeros((), leaf.dtype) for leaf in leaves if leaf.size]
-    return sum([element.astype(jnp.int32) for element in elements], start=jnp.int32(0))
-
-
-def _is_key(leaf: jax.Array) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def count(counter: jax.Array, increment: jax.Array) -> jax.Array:
     """Adds to an int32 counter, which stays at its largest value rather than turn negative."""
     return counter + jnp.minimum(increment.astype(jnp.int32), INT32_MAX - counter)
-
-
-def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:
-    """High 32 bits of bits x bound, both uint32: of uniform bits, uniform below bound to within bound / 2^32.
-
-    By halves, because `jax.lax.mulhi` does not compile under `shard_map` over several devices (jax 0.10.2).
-    """
-    high, low = bits >> 16, bits & 0xFFFF
-    bound_high, bound_low = bound >> 16, bound & 0xFFFF
-    upper = high * bound_low + (low * bound_low >> 16)
-    lower = low * bound_high + (upper & 0xFFFF)
-    return high * bound_high + (upper >> 16) + (lower >> 16)

@@ -11,7 +11,7 @@ from scipy import stats
 
 import herjax
 from any_jax import typeof
-from herjax.state import scale
+from herjax.rings import scale
 from numbered import achieved_of_fields, decode, goal, make_of_fields, reward_of_fields, transition
 
 empty_buffer = partial(make_of_fields, max_episode_length=4)

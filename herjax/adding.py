@@ -1,4 +1,4 @@
-"""The running episodes: `add`, `end_episode`, `discard`."""
+"""How the running episodes grow: `add`."""
 
 import dataclasses
 import re
@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from herjax import checks, hindsight, prioritized, windows
-from herjax.config import Config
+from herjax import checks, prioritized, windows
+from herjax.arguments import batched, check_goal, only_where
 from herjax.faults import on_explicit_axes, reported
 from herjax.functions import Goal, Transition
-from herjax.lanes import Chunk, for_each_step, materialized, written_after
-from herjax.reading import Visits, places
+from herjax.lanes import materialized
+from herjax.reading import places
 from herjax.rings import row_after, row_at, wrapped
-from herjax.rows import Pytree
-from herjax.state import BufferState, Observations, after, config_of, count, seen
+from herjax.state import BufferState, after, config_of, count
 from herjax.storage import Words
 
 
@@ -53,7 +52,7 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     """
     config = config_of(state)
     config.transition.check("transition", transition, config.num_envs)
-    _check_goal(config, "add", goal, given=config.sample_running)
+    check_goal(config, "add", goal, given=config.sample_running)
     mask = checks.flags("mask", mask, config.num_envs)
     state, transition, goal = jax.lax.stop_gradient((state, transition, goal))
     envs = jnp.arange(config.envs, dtype=jnp.int32)
@@ -74,132 +73,15 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     state = _room_made(state, stored, oldest)
     rows = jnp.where(stored, row_at(config, envs, state.head + state.pending), config.num_rows)
     if config.sample_running:
-        goals = _where(stored, jax.vmap(config.goal.pack)(_batched(config, goal)))
+        goals = only_where(stored, jax.vmap(config.goal.pack)(batched(config, goal)))
         state = dataclasses.replace(state, copies=config.stored.write(state.copies, rows, goals[:, None]))
         state = prioritized.enter(state, rows)
-    state = _written(state, rows, _batched(config, transition), stored)
+    state = _written(state, rows, batched(config, transition), stored)
     return dataclasses.replace(
         state,
         pending=state.pending + stored.astype(jnp.int32),
         num_dropped=count(num_dropped, jnp.sum(dropped)),
     )
-
-
-@jax.jit
-def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, done: jax.Array | bool = True) -> BufferState:
-    """Ends the running episode: hindsight goals are drawn, rewards recomputed, and its transitions can be sampled.
-
-    With `relabel="sample"`, `sample` draws the goals and recomputes the rewards instead.
-
-    Args:
-      state: the buffer.
-      goal: the goal that the ended episode pursued; structure, shapes and dtypes are those of `goal_fn`'s result. With
-        `num_envs`, a goal of each environment along a leading axis. With `sample_running`, None: `add` was given it.
-      key: one key, also with `num_envs`: draws the hindsight goals; used up. With relabel="sample" it may be None.
-      done: bool [], whether the episode ended; with `num_envs`, that or bool [num_envs]. Where it is False, or no transition is
-        pending, nothing changes.
-
-    Returns:
-      The next state. The oldest transitions have made room; the ended episode is held whole.
-
-    Raises:
-      ValueError: the goal's structure or a leaf's shape differs from `goal_fn`'s, or `key` or `done` has another shape; `goal`
-        is given or missing, against what `init` was told.
-      TypeError: a leaf's dtype differs, `key` is no key, or `done` is no bool.
-
-    Example:
-      >>> import herjax, jax, jax.numpy as jnp
-      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
-      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
-      >>> buffer = herjax.add(buffer, jnp.float32(3))
-      >>> buffer = herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))
-      >>> sorted(set(herjax.sample(buffer, jax.random.key(1), 64).goal.tolist()))  # One was achieved, one was pursued.
-      [3.0, 5.0]
-    """
-    config = config_of(state)
-    _check_goal(config, "end_episode", goal, given=not config.sample_running)
-    key = checks.key(jax.random.key(0) if key is None and config.relabels_when_sampled else key)  # Not used then.
-    state, goal = jax.lax.stop_gradient((state, goal))
-    lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)
-    ended = dataclasses.replace(
-        state,
-        head=row_at(config, jnp.int32(0), state.head + lengths),
-        held=state.held + lengths,
-        pending=state.pending - lengths,
-        observations=_one_more(state, lengths > 0),
-    )
-    goals = None if config.sample_running else _where(lengths > 0, jax.vmap(config.goal.pack)(_batched(config, goal)))
-
-    def commit(ended: BufferState, turn: jax.Array, steps: Chunk) -> BufferState:
-        rows = row_at(config, steps.env, state.head[steps.env] + steps.step)
-        length = jnp.maximum(lengths[steps.env], 1)
-        place = jnp.where(steps.valid[:, None], jnp.stack([steps.step, length], axis=1), 0)
-        place = jax.vmap(config.place.pack)(place.astype(config.place.leaves[0].dtype))
-        targets = jnp.where(steps.valid, rows, config.num_rows)
-        ended = dataclasses.replace(ended, places=config.place.write(ended.places, targets, place[:, None]))
-        if goals is None:
-            return ended
-        visits = Visits(rows, steps.step, length, jnp.zeros_like(rows), goals[steps.env], steps.valid)
-        stored = hindsight.stored(ended, jax.random.fold_in(key, turn), visits)
-        stored = jnp.where(steps.valid[:, None, None], stored, jnp.uint32(0))
-        stored = materialized(jnp.any(steps.valid), stored)
-        ended = dataclasses.replace(
-            ended,
-            columns=tuple(written_after(column, seen(stored)) for column in ended.columns),
-            copies=config.stored.write(ended.copies, targets * config.num_copies, stored),
-        )
-        return prioritized.enter(ended, targets)
-
-    return for_each_step(lengths, config.max_episode_length, commit, ended)
-
-
-@jax.jit
-def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
-    """Drops the running episode, as if it had never begun: after a crash of the simulator, or a restart from a checkpoint.
-
-    The old transitions whose place it took do not come back. With `sample_running`, indices drawn from it hold nothing then.
-
-    Args:
-      state: the buffer.
-      done: bool [], whether to drop it; with `num_envs`, that or bool [num_envs].
-
-    Returns:
-      The next state. Where `done` is False, or no transition is pending, nothing changes.
-
-    Raises:
-      ValueError: `done` has another shape.
-      TypeError: `done` is no bool.
-
-    Example:
-      >>> import herjax, jax, jax.numpy as jnp
-      >>> reward = lambda t, goal: jnp.where(t == goal, 0.0, -1.0)
-      >>> buffer = herjax.init(jnp.float32(0), capacity=8, max_episode_length=4, goal_fn=lambda t: t, reward_fn=reward)
-      >>> buffer = herjax.discard(herjax.add(buffer, jnp.float32(3)))
-      >>> int(herjax.size(herjax.end_episode(buffer, jnp.float32(5), jax.random.key(0))))
-      0
-    """
-    config = config_of(state)
-    lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)
-
-    def leave(state: BufferState, _: jax.Array, steps: Chunk) -> BufferState:
-        rows = row_at(config, steps.env, state.head[steps.env] + steps.step)
-        return prioritized.leave(state, jnp.where(steps.valid, rows, config.num_rows))
-
-    if config.sample_running and state.tree is not None:
-        state = for_each_step(lengths, config.max_episode_length, leave, state)
-    return dataclasses.replace(state, pending=state.pending - lengths)
-
-
-def _check_goal(config: Config, caller: str, goal: Goal | None, *, given: bool) -> None:
-    """Raises unless a goal is given where it must be, and nowhere else, and is like `goal_fn`'s."""
-    if (goal is not None) != given:
-        here, other = ("missing", "give it to") if given else ("given", "pass None to")
-        raise ValueError(
-            f"goal is {here}: init had sample_running={config.sample_running}, where the goal is an argument of "
-            f"{'add' if config.sample_running else 'end_episode'}; {other} {caller}."
-        )
-    if given:
-        config.goal.check("goal", goal, config.num_envs)
 
 
 def _room_made(state: BufferState, stored: jax.Array, oldest: tuple[jax.Array, jax.Array] | None) -> BufferState:
@@ -231,7 +113,7 @@ def _written(state: BufferState, rows: jax.Array, transition: Transition, stored
     """Each environment's transition, each leaf [n, ...], written to its row, int32 [n]; zeros unless `stored`, bool [n]."""
     config, observations = state.config, state.observations
     shared: tuple[jax.Array, ...] = ()
-    given = _where(stored, jax.vmap(config.storage.pack)(transition))
+    given = only_where(stored, jax.vmap(config.storage.pack)(transition))
     if observations is not None:
         envs, nobodys = jnp.arange(config.envs, dtype=jnp.int32), config.num_rows
         now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
@@ -271,23 +153,3 @@ def _reported_unless_follows(state: BufferState, now: jax.Array, given: Words, f
                 env=jnp.argmin(alike),
             )
     return now
-
-
-def _one_more(state: BufferState, ended: jax.Array) -> Observations | None:
-    """The observations where these environments', bool [n], episodes have ended."""
-    observations, more = state.observations, ended.astype(jnp.int32)
-    if observations is None:
-        return None
-    return observations._replace(ended=wrapped(state.config, observations.ended + more), held=observations.held + more)
-
-
-def _batched(config: Config, tree: Pytree) -> Pytree:
-    """An argument with an axis for the environments."""
-    return tree if config.num_envs is not None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
-
-
-def _where(there: jax.Array, words: Pytree) -> Pytree:
-    """Words, each array [n, ...], or zeros unless `there`, bool [n]."""
-    return jax.tree.map(
-        lambda each: jnp.where(there.reshape(-1, *(1,) * (each.ndim - 1)), each, jnp.zeros((), each.dtype)), words
-    )
