@@ -242,7 +242,7 @@ def test_seeds_on_an_explicit_mesh_are_those_of_vmap_alone(setting: int, without
         return jax.lax.scan(step, buffer, jax.random.split(key, STEPS))[1].indices
 
     jax.clear_caches()  # JAX keeps what it traced without the mesh.
-    mesh = jax.make_mesh((1,), ("seed",))
+    mesh = jax.make_mesh((1,), ("seed",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
         keys = jax.device_put(jax.random.split(key, 3), jax.NamedSharding(mesh, jax.P("seed")))
         sharded = jax.jit(jax.vmap(train))(keys)
