@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import herjax
-from any_jax import enable_x64, needs_meshes
+from any_jax import enable_x64, needs_explicit_axes, needs_meshes
 from numbered import goal, make_of_fields, transition
 
 CAPACITY = 50_000
@@ -232,7 +232,7 @@ def without_mesh() -> list[jax.Array]:
     return [run_each(keys[:, None], make(0.6, capacity=40, **options))[1].indices[:, 0] for options in MESHED]
 
 
-@needs_meshes
+@needs_explicit_axes
 @pytest.mark.parametrize("setting", range(len(MESHED)))
 def test_seeds_on_an_explicit_mesh_are_those_of_vmap_alone(setting: int, without_mesh: list[jax.Array], key: jax.Array) -> None:
     """With keys shared out over an Explicit axis, `jit(vmap)` gives what it gives without a mesh, and keeps the axis."""
