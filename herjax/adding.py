@@ -115,12 +115,12 @@ def _written(state: BufferState, rows: jax.Array, transition: Transition, stored
     shared: tuple[jax.Array, ...] = ()
     given = only_where(stored, jax.vmap(config.storage.pack)(transition))
     if observations is not None:
-        envs, nobodys = jnp.arange(config.envs, dtype=jnp.int32), config.num_rows
+        envs = jnp.arange(config.envs, dtype=jnp.int32)
         now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
         if not on_explicit_axes():  # Where JAX refuses to read what is not sharded by values that are.
             now = _reported_unless_follows(state, now, given, ~stored | (state.pending == 0))
-        now, later = (jnp.where(stored, row, nobodys) for row in (now, row_after(config, now)))
-        shared, observations = (now, later), observations._replace(at=windows.write(observations.at, rows, now[:, None]))
+        shared = tuple(jnp.where(stored, row, config.num_rows) for row in (now, row_after(config, now)))
+        observations = observations._replace(at=windows.write(observations.at, rows, shared[0][:, None]))
     columns = []
     for column, array, words in zip(config.storage.columns, state.columns, given, strict=True):
         targets = shared if column.later else (rows,)

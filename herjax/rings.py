@@ -29,10 +29,9 @@ def env_and_offset(config: Config, row: jax.Array) -> tuple[jax.Array, jax.Array
 
 def row_after(config: Config, row: jax.Array) -> jax.Array:
     """The next row of the same ring: int32 of `row`'s shape. Of the row that is nobody's, that one."""
-    later = jnp.minimum(row + 1, config.num_rows)
-    return jnp.where(
-        (jax.lax.rem(later, jnp.int32(config.rows_per_env)) == 0) & (row < config.num_rows), later - config.rows_per_env, later
-    )
+    later = row + 1
+    wraps = jax.lax.rem(later, jnp.int32(config.rows_per_env)) == 0
+    return jnp.minimum(jnp.where(wraps, later - config.rows_per_env, later), config.num_rows)
 
 
 def row_of_step(config: Config, row: jax.Array, step: jax.Array, other: jax.Array) -> jax.Array:

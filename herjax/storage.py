@@ -19,9 +19,7 @@ class Column(NamedTuple):
 
     layout: Layout
     leaves: tuple[int, ...]
-    later: tuple[
-        int, ...
-    ] = ()  # Each is the next of one of `leaves`, and is not stored; none if steps do not share the column.
+    later: tuple[int, ...] = ()  # Each the next of one of `leaves`, and not stored; none where steps do not share the column.
 
     def pack(self, leaves: list[Pytree]) -> tuple[jax.Array, ...]:
         """Its row of a transition's leaves; the next row, too, if there is one."""
@@ -82,7 +80,7 @@ def next_pairs(transition: Layout, next_of: Mapping[Any, Any] | None) -> tuple[t
         raise TypeError(f"next_of is {next_of!r}; give a dict, such as {{'next_observation': 'observation'}}.")
     fields = _fields(transition)
     for name in (*next_of, *next_of.values()):
-        if name not in fields:
+        if not isinstance(name, Hashable) or name not in fields:
             there = f"its fields with arrays are {', '.join(map(repr, fields))}" if fields else "it has no fields"
             raise ValueError(f"next_of names {name!r}, which is no field of the transition: {there}; name two of its fields.")
     for later, now in next_of.items():
