@@ -627,7 +627,9 @@ class Machine(RuleBasedStateMachine):
         batch = jax.device_get(batch)
         if not c.next_of:
             return batch
-        return batch._replace(**{name: self.number_of(getattr(batch, name), batch.weights > 0) for name in ("transition", "last")})
+        return batch._replace(
+            **{name: self.number_of(getattr(batch, name), batch.weights > 0) for name in ("transition", "last")}
+        )
 
     def number_of(self, pairs: Pair, there: np.ndarray) -> np.ndarray:
         """The number of each, after asserting that its observations are those that the buffer was given."""
