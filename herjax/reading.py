@@ -62,9 +62,8 @@ def words(state: BufferState, rows: jax.Array) -> Words:
     stored = config.storage.row.read(state.transitions, rows)
     if observations is None or config.storage.observation is None:
         return (stored,)
-    now = observation_rows(state, stored)
-    pairs = config.storage.observation.read(observations.rows, jnp.stack([now, row_after(config, now)], axis=1).ravel())
-    return stored, pairs.reshape(rows.size, 2, -1)
+    now, read = observation_rows(state, stored), config.storage.observation.read
+    return stored, read(observations.rows, now), read(observations.rows, row_after(config, now))
 
 
 def observation_rows(state: BufferState, stored: jax.Array) -> jax.Array:

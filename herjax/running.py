@@ -56,7 +56,9 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     mask = checks.flags("mask", mask, config.num_envs)
     state, transition, goal = jax.lax.stop_gradient((state, transition, goal))
     envs = jnp.arange(config.envs, dtype=jnp.int32)
-    oldest = None if config.next_of is None else places(state, row_at(config, envs, state.head - state.held))
+    oldest = None
+    if config.next_of is not None:  # Read once, or XLA could not tell that it is read before it is written.
+        oldest = materialized(state.held[0] >= 0, places(state, row_at(config, envs, state.head - state.held)))
     # For what is written here and in `end_episode`: a transition may depend on a batch, by way of the policy.
     state = after(state, (transition, goal, oldest))
     dropped = mask & (state.pending >= config.max_episode_length)
@@ -233,12 +235,13 @@ def _written(state: BufferState, rows: jax.Array, transition: Transition, stored
         return dataclasses.replace(state, transitions=storage.row.write(state.transitions, rows, packed[:, None]))
     envs = jnp.arange(config.envs, dtype=jnp.int32)
     now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
-    packed, pairs = _where(stored, *jax.vmap(storage.pack)(transition, now))
+    packed, given, later = _where(stored, *jax.vmap(storage.pack)(transition, now))
     if not on_explicit_axes():  # Where JAX refuses to read what is not sharded by values that are.
         follows = ~stored | (state.pending == 0)
-        packed = _reported_unless_follows(config, packed, follows, pairs[:, 0], storage.observation.read(observations.rows, now))
-    where = jnp.where(stored[:, None], jnp.stack([now, row_after(config, now)], axis=1), config.num_rows)
-    rows_written = storage.observation.write(observations.rows, where.ravel(), pairs.reshape(where.size, -1)[:, None])
+        packed = _reported_unless_follows(config, packed, follows, given, storage.observation.read(observations.rows, now))
+    targets = jnp.where(stored, now, config.num_rows), jnp.where(stored, row_after(config, now), config.num_rows)
+    both = jnp.concatenate([given, later])[:, None]
+    rows_written = storage.observation.write(observations.rows, jnp.concatenate(targets), both)
     return dataclasses.replace(
         state,
         transitions=storage.row.write(state.transitions, rows, packed[:, None]),

@@ -11,7 +11,7 @@ from herjax.functions import Transition
 from herjax.rows import Layout, Leaf
 
 Words: TypeAlias = tuple[jax.Array, ...]
-"""A transition as it is stored: its row, uint32 [words]; and, of shared fields, its own and the next, uint32 [2, words]."""
+"""A transition as it is stored: its row, uint32 [words]; with `next_of` also its observation and the next one, likewise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +48,15 @@ class Storage:
             return (self.row.pack(transition),)
         leaves = jax.tree.leaves(transition)
         alone, now, later = ([leaves[leaf] for leaf in part] for part in (self.alone, self.now, self.later))
-        return self.row.pack((place, alone)), jnp.stack([self.observation.pack(now), self.observation.pack(later)])
+        return self.row.pack((place, alone)), self.observation.pack(now), self.observation.pack(later)
 
     def unpack(self, words: Words) -> Transition:
         """The transition that `pack` was given."""
+        row, *observations = words
         if self.observation is None:
-            return self.row.unpack(words[0])
-        _, alone = self.row.unpack(words[0])
-        now, later = (self.observation.unpack(words[1][step]) for step in range(2))
+            return self.row.unpack(row)
+        _, alone = self.row.unpack(row)
+        now, later = map(self.observation.unpack, observations)
         leaves = dict(zip(self.alone + self.now + self.later, alone + now + later, strict=True))
         return self.transition.treedef.unflatten([leaves[leaf] for leaf in range(len(leaves))])
 

@@ -21,6 +21,7 @@ import herjax
 CAPACITY, LENGTH, BATCH, STEPS, SIZE = 1_600_000, 8, 16, 10, 6
 H100 = Path(__file__).with_name("h100.txtpb")
 
+PAIR = {"next_observation": "observation"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "uniform": {},
     "prioritised": {"priority_exponent": 0.6},
@@ -29,7 +30,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "late goals, prioritised": {"relabel": "sample", "strategy": "episode", "priority_exponent": 0.6},
     "running": {"relabel": "sample", "sample_running": True},
     "running, prioritised": {"relabel": "sample", "sample_running": True, "priority_exponent": 0.6},
+    "next of, uniform": {"next_of": PAIR},
+    "next of, prioritised, 16 envs": {"next_of": PAIR, "priority_exponent": 0.6, "num_envs": 16},
+    "next of, late goals, prioritised": {"next_of": PAIR, "relabel": "sample", "strategy": "episode", "priority_exponent": 0.6},
+    "next of, running": {"next_of": PAIR, "relabel": "sample", "sample_running": True},
+    "next of, running, prioritised": {
+        "next_of": PAIR,
+        "relabel": "sample",
+        "sample_running": True,
+        "priority_exponent": 0.6,
+        "num_steps": 2,
+        "discount": 0.9,
+    },
 }
+
+
+class Transition(NamedTuple):
+    """A step: what was seen before and after it."""
+
+    observation: jax.Array  # float32 [SIZE], as the next one
+    next_observation: jax.Array
 
 
 class Loop(NamedTuple):
@@ -43,21 +63,21 @@ Step: TypeAlias = Callable[[Loop, jax.Array, jax.Array], Loop]
 """A step of a loop, given a key and the number of the step, int32 []."""
 
 
-def achieved(transition: jax.Array) -> jax.Array:
-    """All of a transition is a goal."""
-    return transition
+def achieved(transition: Transition) -> jax.Array:
+    """All that is seen is a goal."""
+    return transition.next_observation
 
 
-def reward(transition: jax.Array, goal: jax.Array) -> jax.Array:
+def reward(transition: Transition, goal: jax.Array) -> jax.Array:
     """The distance of both."""
-    return -jnp.sum(jnp.abs(transition - goal))
+    return -jnp.sum(jnp.abs(transition.next_observation - goal))
 
 
 def start(setting: str) -> Loop:
     """An empty buffer, and an agent."""
-    buffer = herjax.init(
-        jnp.zeros(SIZE), capacity=CAPACITY, max_episode_length=LENGTH, goal_fn=achieved, reward_fn=reward, **SETTINGS[setting]
-    )
+    example = Transition(jnp.zeros(SIZE), jnp.zeros(SIZE))
+    functions = {"goal_fn": achieved, "reward_fn": reward}
+    buffer = herjax.init(example, capacity=CAPACITY, max_episode_length=LENGTH, **functions, **SETTINGS[setting])
     return Loop(buffer, jnp.zeros(SIZE))
 
 
@@ -70,7 +90,8 @@ def store(buffer: herjax.BufferState, params: jax.Array, key: jax.Array) -> herj
     """Stores what a policy with `params` did."""
     shape = (*envs(buffer), SIZE)
     goal = {"goal": jnp.ones(shape)} if buffer.config.sample_running else {}
-    return herjax.add(buffer, jnp.broadcast_to(params, shape) + jax.random.normal(key, shape), **goal)
+    before, after = jnp.broadcast_to(params, (2, *shape)) + jax.random.normal(key, (2, *shape))
+    return herjax.add(buffer, Transition(before, after), **goal)
 
 
 def end(buffer: herjax.BufferState, key: jax.Array, done: jax.Array | bool) -> herjax.BufferState:
@@ -88,8 +109,8 @@ def act(loop: Loop, params: jax.Array, key: jax.Array) -> herjax.BufferState:
 
 def update(params: jax.Array, batch: herjax.Sample) -> tuple[jax.Array, jax.Array]:
     """New parameters, and the TD errors."""
-    errors = batch.reward - (batch.transition * params[None]).sum(1) + batch.goal.sum(1)
-    return params + 1e-3 * (batch.weights * errors).mean() * batch.transition.mean(0), jnp.abs(errors)
+    errors = batch.reward - (batch.last.next_observation * params[None]).sum(1) + batch.goal.sum(1)
+    return params + 1e-3 * (batch.weights * errors).mean() * batch.transition.observation.mean(0), jnp.abs(errors)
 
 
 def learn(loop: Loop, key: jax.Array) -> Loop:
@@ -195,7 +216,7 @@ def two_batches(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
     loop = acted(loop, key)
     other = herjax.sample(loop.buffer, jax.random.fold_in(key, 1), BATCH)
     loop = learn(loop, key)
-    return loop._replace(params=loop.params + other.transition.mean(0))
+    return loop._replace(params=loop.params + other.transition.observation.mean(0))
 
 
 def two_batches_after(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
@@ -203,7 +224,7 @@ def two_batches_after(loop: Loop, key: jax.Array, _: jax.Array) -> Loop:
     loop = acted(loop, key)
     other = herjax.sample(loop.buffer, jax.random.fold_in(key, 1), BATCH)
     loop = learn(loop._replace(buffer=herjax.after(loop.buffer, other)), key)
-    return loop._replace(params=loop.params + other.transition.mean(0))
+    return loop._replace(params=loop.params + other.transition.observation.mean(0))
 
 
 STEPS_BY_NAME: dict[str, Step] = {
