@@ -36,7 +36,8 @@ def test_sentences_are_short(page: Path) -> None:
 
 def test_sentences_are_found() -> None:
     """Headings, tables and code do not count; a link counts as its text; lists and paragraphs end a sentence."""
-    page = "# A heading\nOne `a b c` two. [Three](four.md)\nfive\n\n| no | no |\n\n- six.\n- **Seven?** Eight\n\n```python\nno\n```\n"
+    page = "# A heading\nOne `a b c` two. [Three](four.md)\nfive\n\n| no | no |\n\n- six.\n- **Seven?** Eight\n"
+    page += "\n```python\nno\n```\n"
     assert pages.sentences(page) == ["One code two.", "Three five", "six.", "Seven?", "Eight"]
 
 

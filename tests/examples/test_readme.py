@@ -95,7 +95,7 @@ def test_memory_is_what_it_says() -> None:
     example = jnp.zeros(60)
     functions = {
         "goal_fn": lambda t: t[:3],
-        "reward_fn": lambda t, goal: t[0],
+        "reward_fn": lambda t, goal: t[0] - goal[0],
         "terminated_fn": lambda t, goal: t[0] == goal[0],
     }
     buffer = jax.eval_shape(lambda: herjax.init(example, capacity=1_000_000, max_episode_length=50, **functions))
