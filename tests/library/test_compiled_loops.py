@@ -1,4 +1,4 @@
-"""What the guide to loops says of a user's own loop: which are in place, on a CPU, and compiled for a GPU and a TPU that are not there."""
+"""What the guide to loops says of a user's own: which are in place, on a CPU, and compiled for a GPU and a TPU not there."""
 
 import importlib.util
 import json
