@@ -9,6 +9,7 @@ from herjax.config import Config, settings_and_numbers
 from herjax.functions import GoalFn, RewardFn, TerminatedFn, Transition
 from herjax.rows import Layout
 from herjax.state import BufferState, empty
+from herjax.storage import next_pairs
 from herjax.strategies import Mixture, StrategyFn, as_mixture
 
 
@@ -79,8 +80,9 @@ def init(
     settings, numbers = settings_and_numbers(
         discount=discount, priority_exponent=priority_exponent, priority_epsilon=priority_epsilon
     )
+    layout = Layout.of("transition", transition)
     config = Config(
-        transition=Layout.of("transition", transition),
+        transition=layout,
         capacity=capacity,
         max_episode_length=max_episode_length,
         goal_fn=goal_fn,
@@ -91,7 +93,7 @@ def init(
         relabel=relabel,
         num_steps=num_steps,
         num_envs=num_envs,
-        next_of=next_of,
+        next_of=next_pairs(layout, next_of),
         sample_running=sample_running,
         **settings,
     )

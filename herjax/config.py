@@ -12,7 +12,7 @@ import numpy as np
 from herjax import checks
 from herjax.functions import Function, Goal, GoalFn, RewardFn, TerminatedFn
 from herjax.rows import INT32_MAX, Layout, Leaf, Pytree
-from herjax.storage import Storage, checked_pairs
+from herjax.storage import Storage
 from herjax.strategies import Mixture, as_mixture
 
 
@@ -63,7 +63,7 @@ class Config:
     priority_exponent: float | str | None
     priority_epsilon: float | str
     num_envs: int | None
-    next_of: tuple[tuple[Hashable, Hashable], ...] | None  # Given as a dict; None where it is empty.
+    next_of: tuple[tuple[Hashable, Hashable], ...] | None  # As `next_pairs` gives them.
     sample_running: bool
     storage: Storage = dataclasses.field(init=False, compare=False)  # Of a transition.
     goal: Layout = dataclasses.field(init=False, compare=False)
@@ -82,15 +82,13 @@ class Config:
         self._set("sample_running", bool(self.sample_running))
         self._set("max_episode_length", checks.whole("max_episode_length", self.max_episode_length, 1))
         self._set("num_goals", checks.whole("num_goals", self.num_goals, 0))
-        pairs = checked_pairs(self.transition, self.next_of)
-        self._set("next_of", pairs or None)
-        self._set("storage", Storage.of(self.transition, pairs))
+        self._set("storage", Storage.of(self.transition, self.next_of or ()))
         self._set_capacity()
         self._set_steps()
         if self.strategy == as_mixture("final"):
             self._set("num_goals", min(self.num_goals, 1))
         self._set_functions()
-        # An offset is added to before it is wrapped, by an episode's steps at most, or a ring's rows; and there is one row more.
+        # Before an offset is wrapped, as much is added as an episode has steps, or a ring rows; and there is one row more.
         most_added = self.max_episode_length if self.next_of is None else self.rows_per_env
         last_index = (self.envs * (self.rows_per_env + most_added) + 1) * self.num_copies
         if last_index > INT32_MAX:
@@ -111,11 +109,14 @@ class Config:
             raise ValueError(
                 f"capacity is {self.capacity}, not a multiple of num_envs, which is {envs}; give a multiple of it."
             )
-        least, more = self.max_episode_length + (self.next_of is not None), "" if self.next_of is None else ", and one more for next_of"
+        least, more = self.max_episode_length, ""
+        if self.next_of is not None:
+            least, more = least + 1, ", and next_of takes one more"
         if self.capacity_per_env < least:
             raise ValueError(
                 f"{share} is {self.capacity_per_env}, less than one episode; give a capacity of at least {least * envs}: "
-                f"max_episode_length is {self.max_episode_length}{more}" + ("." if self.num_envs is None else ", for each environment.")
+                f"max_episode_length is {self.max_episode_length}{more}"
+                + ("." if self.num_envs is None else ", for each environment.")
             )
 
     def _set_steps(self) -> None:

@@ -180,7 +180,7 @@ def _check_steps(state: BufferState) -> None:
     config = state.config
     for env in range(config.envs):
         rows = _oldest_first(state, env)
-        step, length = map(np.asarray, places(state, rows))
+        step, length = map(np.asarray, places(state, jnp.asarray(rows)))
         in_range = (length >= 1) & (length <= config.max_episode_length)
         _require(in_range, "length of the episode of row", length, f"lie in 1 .. {config.max_episode_length}", rows)
         _require((step >= 0) & (step < length), "step of row", step, "lie within its episode", rows)
@@ -198,10 +198,12 @@ def _check_observations(state: BufferState, observations: Observations) -> None:
     _require((ended >= 0) & (ended <= most), "state.observations.ended of environment", ended, f"lie in 0 .. {most}")
     for env in range(config.envs):
         rows, running = _oldest_first(state, env), int(state.pending[env])
-        step, length = map(np.asarray, places(state, rows))
+        step, length = map(np.asarray, places(state, jnp.asarray(rows)))
         ends = step == length - 1
         held = int(ends.sum())
-        _require(episodes[env] == held, f"state.observations.held of environment {env}", episodes[env], f"be {held}, as rows say")
+        _require(
+            episodes[env] == held, f"state.observations.held of environment {env}", episodes[env], f"be {held}, as rows say"
+        )
         taken = len(rows) + held + running + bool(running)
         fits = taken <= config.capacity_per_env
         _require(fits, f"observations of environment {env} in use", taken, f"be <= {config.capacity_per_env}, the capacity")
@@ -209,14 +211,14 @@ def _check_observations(state: BufferState, observations: Observations) -> None:
         offset = begin - len(rows) - held + np.arange(len(rows)) + np.cumsum(ends) - ends
         rows = np.append(rows, env * config.rows_per_env + (state.head[env] + np.arange(running)) % config.rows_per_env)
         must = env * config.rows_per_env + np.append(offset, begin + np.arange(running)) % config.rows_per_env
-        found = np.asarray(observation_rows(state, config.storage.row.read(state.transitions, rows)))
+        found = np.asarray(observation_rows(state, config.storage.row.read(state.transitions, jnp.asarray(rows))))
         _require(found == must, "observation of row", found, "follow that of the row before", rows)
 
 
 def _oldest_first(state: BufferState, env: int) -> np.ndarray:
     """The rows of an environment's finished transitions: int32 [held]."""
     age = np.arange(int(state.held[env]), 0, -1, dtype=np.int32)
-    return env * state.config.rows_per_env + (state.head[env] - age) % state.config.rows_per_env
+    return np.asarray(env * state.config.rows_per_env + (state.head[env] - age) % state.config.rows_per_env)
 
 
 def _check_priorities(state: BufferState, tree: sum_tree.SumTree, held: np.ndarray) -> None:

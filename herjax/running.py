@@ -231,7 +231,7 @@ def _written(state: BufferState, rows: jax.Array, transition: Transition, stored
     """Each environment's transition, each leaf [n, ...], written to its row, int32 [n]; zeros unless `stored`, bool [n]."""
     config, observations, storage = state.config, state.observations, state.config.storage
     if observations is None or storage.observation is None:
-        (packed,) = _where(stored, *jax.vmap(storage.pack, (0, None))(transition, 0))
+        (packed,) = _where(stored, *jax.vmap(storage.pack)(transition, rows))
         return dataclasses.replace(state, transitions=storage.row.write(state.transitions, rows, packed[:, None]))
     envs = jnp.arange(config.envs, dtype=jnp.int32)
     now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)

@@ -15,8 +15,7 @@ A row holds one transition, and has `num_copies` indices: copy `c` of row `r` ha
 pursued, the others have hindsight goals. With `relabel="sample"` a row has one index, which stores the pursued goal. Each index
 has a priority. And each row has a place: its step, and its episode's length.
 
-With `next_of`, a row says where its observation lies, which has a ring of its own: see `Observations`. No more than the capacity
-of these rows are in use either.
+With `next_of`, a row says where its observation lies, which has a ring of its own, of the same capacity: see `Observations`.
 """
 
 import dataclasses
@@ -38,7 +37,9 @@ class Observations(NamedTuple):
     """
 
     rows: jax.Array  # R + 1 rows of `config.storage.observation`; the last is nobody's.
-    ended: jax.Array  # int32 [n]; episodes that have ended, modulo the rows of a ring: as far as this ring is ahead of the first.
+    ended: (
+        jax.Array
+    )  # int32 [n]; episodes that have ended, modulo the rows of a ring: as far as this ring is ahead of the first.
     held: jax.Array  # int32 [n]; finished episodes of which a transition is held.
 
 

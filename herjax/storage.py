@@ -61,10 +61,10 @@ class Storage:
         return self.transition.treedef.unflatten([leaves[leaf] for leaf in range(len(leaves))])
 
 
-def checked_pairs(transition: Layout, next_of: Mapping[Any, Any] | None) -> tuple[tuple[Hashable, Hashable], ...]:
-    """The fields of `next_of`, each with the one that it is the next of. Raises as `init` does."""
+def next_pairs(transition: Layout, next_of: Mapping[Any, Any] | None) -> tuple[tuple[Hashable, Hashable], ...] | None:
+    """The fields of `next_of`, each with the one that it is the next of; None if there are none. Raises as `init` does."""
     if next_of is None:
-        return ()
+        return None
     if not isinstance(next_of, Mapping):
         raise TypeError(f"next_of is {next_of!r}; give a dict, such as {{'next_observation': 'observation'}}.")
     fields = _fields(transition)
@@ -74,11 +74,13 @@ def checked_pairs(transition: Layout, next_of: Mapping[Any, Any] | None) -> tupl
             raise ValueError(f"next_of names {name!r}, which is no field of the transition: {there}; name two of its fields.")
     for later, now in next_of.items():
         if now in next_of:
-            raise ValueError(f"next_of names {now!r} both as a next field and as the one that {later!r} is the next of; give pairs.")
+            raise ValueError(
+                f"next_of names {now!r} as a next field, and as the one that {later!r} is the next of; give pairs."
+            )
         if twins := [other for other in next_of if next_of[other] == now and other != later]:
             raise ValueError(f"next_of has two fields, {later!r} and {twins[0]!r}, as the next of {now!r}; give one.")
         _check_alike(transition, later, now, fields)
-    return tuple(sorted(next_of.items(), key=lambda pair: fields[pair[1]].start))
+    return tuple(sorted(next_of.items(), key=lambda pair: fields[pair[1]].start)) or None
 
 
 def _check_alike(transition: Layout, later: Hashable, now: Hashable, fields: dict[Hashable, range]) -> None:

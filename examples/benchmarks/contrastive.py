@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -82,8 +83,8 @@ def sums(batch: Any) -> Any:
     return jax.tree.map(jnp.sum, batch)
 
 
-def herjax_program(settings: Settings) -> Program:
-    """Steps added one by one, in a scan, and all transitions drawn at once."""
+def herjax_program(settings: Settings, *, running: bool = False) -> Program:
+    """Steps added one by one, in a scan, and all transitions drawn at once; with `running` of running episodes, too."""
 
     def start() -> herjax.BufferState:
         return herjax.init(
@@ -96,12 +97,15 @@ def herjax_program(settings: Settings) -> Program:
             num_goals=1,
             relabel="sample",
             num_envs=settings.num_envs,
+            sample_running=running,
         )
 
     def store(buffer: herjax.BufferState, experience: Experience, first: jax.Array, key: jax.Array) -> herjax.BufferState:
         def one(buffer: herjax.BufferState, number_and_step: tuple[jax.Array, Experience]) -> tuple[herjax.BufferState, None]:
             number, transition = number_and_step
             done = (number + 1) % settings.episode_length == 0
+            if running:
+                return herjax.end_episode(herjax.add(buffer, transition, goal=transition), None, key, done), None
             return herjax.end_episode(herjax.add(buffer, transition), transition, key, done), None
 
         stored: herjax.BufferState = jax.lax.scan(one, buffer, (first + jnp.arange(settings.inserted), experience))[0]
@@ -114,6 +118,7 @@ def herjax_program(settings: Settings) -> Program:
     return Program(start, store, draw)
 
 
+@cache
 def load_jaxgcrl() -> tuple[Any, Any, Any]:
     """JaxGCRL's transition, relabelling and buffer, without the environments and loggers that its packages import."""
     root = Path(importlib.util.find_spec("jaxgcrl").submodule_search_locations[0])
@@ -196,7 +201,7 @@ def prepare(settings: Settings, program: Program) -> tuple[Callable[[], None], d
 def main() -> None:
     """Measures, prints a table, writes JSON."""
     settings = tyro.cli(Settings)
-    makers = {"herjax": herjax_program}
+    makers = {"herjax": herjax_program, "herjax, sample_running": partial(herjax_program, running=True)}
     if importlib.util.find_spec("jaxgcrl") is None:
         print("jaxgcrl is not installed and is skipped; see the top of this file.")
     else:
@@ -206,9 +211,9 @@ def main() -> None:
     print(f"buffers filled in {time.perf_counter() - began:.0f} s")
     taken = seconds({name: call for name, (call, _) in prepared.items()}, settings.rounds)
     rows = {name: {"seconds": float(np.median(times)), **prepared[name][1]} for name, times in taken.items()}
-    print(f"{'':>10} {'seconds':>10} {'held, MB':>10} {'temporary':>10}    for {settings.draws:,} transitions")
+    print(f"{'':>22} {'seconds':>10} {'held, MB':>10} {'temporary':>10}    for {settings.draws:,} transitions")
     for name, row in rows.items():
-        print(f"{name:>10} {row['seconds']:10.2f} {row['held_MB']:10.0f} {row['temporary_MB']:10.0f}")
+        print(f"{name:>22} {row['seconds']:10.2f} {row['held_MB']:10.0f} {row['temporary_MB']:10.0f}")
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     settings.out.write_text(json.dumps({"jax": jax.__version__, "rows": rows}, indent=1))
 
