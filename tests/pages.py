@@ -5,11 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "examples/guides").glob("*.md"))
-PAGES = [ROOT / "README.md", *GUIDES]
-"""Pages whose sentences are counted."""
-LINKING = [*PAGES, *sorted((ROOT / "examples").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]
-LINKING += sorted((ROOT / ".github").glob("*.md"))
-"""Pages whose links are followed."""
+ALL = [ROOT / "README.md", *sorted((ROOT / "examples").rglob("*.md")), *sorted((ROOT / ".github").glob("*.md"))]
 
 
 def blocks(page: str, language: str = "python") -> list[str]:

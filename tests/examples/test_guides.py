@@ -26,7 +26,7 @@ def test_a_guide_is_short(guide: Path) -> None:
     assert max(map(len, lines)) <= 140
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", pages.ALL, ids=lambda path: str(path.relative_to(pages.ROOT)))
 def test_sentences_are_short(page: Path) -> None:
     """Half of them have at most 14 words, and none has more than 35."""
     words = {sentence: len(sentence.split()) for sentence in pages.sentences(page.read_text())}
@@ -41,7 +41,7 @@ def test_sentences_are_found() -> None:
     assert pages.sentences(page) == ["One code two.", "Three five", "six.", "Seven?", "Eight"]
 
 
-@pytest.mark.parametrize("page", pages.LINKING, ids=lambda path: str(path.relative_to(pages.ROOT)))
+@pytest.mark.parametrize("page", pages.ALL, ids=lambda path: str(path.relative_to(pages.ROOT)))
 def test_the_files_that_a_page_links_to_are_there(page: Path) -> None:
     """Every relative link leads to a file or a folder."""
     for target in pages.links(page.read_text()):

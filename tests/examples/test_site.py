@@ -35,7 +35,7 @@ def test_every_public_name_is_on_its_page(site: Path, module: object) -> None:
 
 def test_the_front_is_readme_and_every_page_is_there(site: Path) -> None:
     """Each begins with its heading."""
-    for source in pages.LINKING:
+    for source in pages.ALL:
         heading = source.read_text().splitlines()[0].lstrip("# ")
         found = [path for path in site.rglob("*.html") if f">{html.escape(heading)}</h1>" in path.read_text()]
         assert found, source
