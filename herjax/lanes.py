@@ -67,10 +67,10 @@ def in_all_runs(condition: jax.Array | bool) -> jax.Array:
 
 
 def materialized(there: jax.Array, values: Pytree) -> Pytree:
-    """The values, or zeros unless `there`, bool []: computed once, by operations that XLA does not merge with their users.
+    """The values, or zeros unless `there`, bool []: computed once, by what XLA cannot fuse into the operations that use it.
 
-    Merged, a read would be repeated for each value computed from it, and XLA could not tell that all of them come before a
-    write that waits for some. On a CPU only a conditional is never merged; elsewhere a barrier is.
+    Fused, a read would be repeated for each value computed from it. XLA could then not tell that all reads come before a write
+    that waits for some. On a CPU only a conditional is never fused; elsewhere a barrier is enough.
 
     Args:
       there: whether there is something to compute.
@@ -89,8 +89,8 @@ def materialized(there: jax.Array, values: Pytree) -> Pytree:
 def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
     """The same array, [rows, ...], but the next write to it comes after `number`, int32 [] and >= 0, has been computed.
 
-    Without it XLA copies the array on a CPU, where it cannot tell that reads come before the write, and at the end of a
-    conditional's branch that writes and then reads. So this is a write that waits for the number. It adds 0.
+    Without it XLA copies the array on a CPU in two places: where it cannot tell that reads come before the write, and at the
+    end of a conditional's branch that writes and then reads. So this is a write that waits for the number. It adds 0.
     """
 
     def nothing_added(array: jax.Array, number: jax.Array) -> jax.Array:
@@ -113,8 +113,8 @@ class Chunk(NamedTuple):
 def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Array, Chunk], Carry], carry: Carry) -> Carry:
     """Folds `body(carry, turn, steps)` over the steps `0 .. counts[env] - 1` of every environment, a chunk of them a turn.
 
-    It takes as many turns as the steps need, over all lanes of a `vmap`: none where there is no step. A GPU, which cannot tell
-    how many without asking the host, takes one turn over all steps that there may be, unless these are too many.
+    It takes as many turns as the steps need, over all lanes of a `vmap`: none where there is no step. A GPU would have to
+    ask the host how many. So it takes one turn over all steps that there may be, unless these are too many.
 
     Args:
       counts: int32 [num_envs], steps of each environment.
