@@ -1,8 +1,7 @@
 """Faults that only run-time values show: named where the caller wraps the loop in checkify, and nothing at all elsewhere.
 
-`checkify.debug_check` would be an effect of every program that it stands in, and JAX calls a program with effects by way of
-Python, which takes five times as long. So a fault rides on a value: a primitive that returns the value as it is, and that
-checkify alone has a rule for.
+`checkify.debug_check` is an effect. JAX calls a program with effects by way of Python, which takes five times as long. So a
+fault rides on a value: a primitive returns the value as it is, and checkify alone has a rule for it.
 """
 
 from typing import Any, cast
@@ -25,7 +24,7 @@ def reported(value: jax.Array, holds: jax.Array, message: str, **values: jax.Arr
     """The same `value`; under checkify, the fault `message` where `holds`, bool [], is False.
 
     Args:
-      value: what the fault rides on: it is named only if this value is used.
+      value: what the fault rides on. Use what is returned: else XLA drops it, and the fault is never named.
       holds: whether all is well.
       message: has a place for each of `values`.
       values: scalars, by name.

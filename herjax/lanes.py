@@ -66,20 +66,16 @@ def in_all_runs(condition: jax.Array | bool) -> jax.Array:
     return in_all
 
 
-def nothing() -> None:
-    """Reads nothing."""
-
-
 def materialized(there: jax.Array, values: Pytree) -> Pytree:
     """As `materialized_with`, without reads."""
-    return materialized_with(there, values, nothing)[0]
+    return materialized_with(there, values, lambda: None)[0]
 
 
 def materialized_with(there: jax.Array, values: Pytree, reads: Callable[[], Pytree]) -> tuple[Pytree, Pytree]:
-    """Values and what is read, or zeros unless `there`, bool []: computed once, by operations not merged with their users.
+    """Values and what is read, or zeros unless `there`, bool []: computed once, by what XLA cannot fuse into their users.
 
-    Merged, a read would be repeated for each value computed from it, and XLA could not tell that all of them come before a
-    write that waits for some. On a CPU only a conditional is never merged; elsewhere a barrier is.
+    Fused, a read would be repeated for each value computed from it. XLA could then not tell that all reads come before a write
+    that waits for some. On a CPU only a conditional is never fused; elsewhere a barrier is enough.
 
     Args:
       there: whether there is something to compute.
@@ -108,8 +104,8 @@ def materialized_with(there: jax.Array, values: Pytree, reads: Callable[[], Pytr
 def written_after(array: jax.Array, number: jax.Array) -> jax.Array:
     """The same array, [rows, ...], but the next write to it comes after `number`, int32 [] and >= 0, has been computed.
 
-    Without it XLA copies the array on a CPU, where it cannot tell that reads come before the write, and at the end of a
-    conditional's branch that writes and then reads. So this is a write that waits for the number. It adds 0.
+    Without it XLA copies the array on a CPU in two places: where it cannot tell that reads come before the write, and at the
+    end of a conditional's branch that writes and then reads. So this is a write that waits for the number. It adds 0.
     """
 
     def nothing_added(array: jax.Array, number: jax.Array) -> jax.Array:
@@ -144,8 +140,8 @@ class Chunk(NamedTuple):
 def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Array, Chunk], Carry], carry: Carry) -> Carry:
     """Folds `body(carry, turn, steps)` over the steps `0 .. counts[env] - 1` of every environment, a chunk of them a turn.
 
-    It takes as many turns as the steps need, over all lanes of a `vmap`: none where there is no step. A GPU, which cannot tell
-    how many without asking the host, takes one turn over all steps that there may be, unless these are too many.
+    It takes as many turns as the steps need, over all lanes of a `vmap`: none where there is no step. A GPU would have to
+    ask the host how many. So it takes one turn over all steps that there may be, unless these are too many.
 
     Args:
       counts: int32 [num_envs], steps of each environment.

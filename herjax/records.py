@@ -1,4 +1,4 @@
-"""What is kept of a training state beside its arrays: settings, notes and what the state is made of, as JSON."""
+"""A training state as JSON, without its arrays: settings, notes, and the shapes of its parts."""
 
 import dataclasses
 import json

@@ -25,14 +25,14 @@ def sample(
     hindsight_ratio: jax.Array | float | None = None,
     axis_name: str | None = None,
 ) -> Sample:
-    """Draws copies, with replacement: uniformly, or in proportion to their priorities, one from each of equal strata.
+    """Draws a batch of copies, with replacement: uniformly, or in proportion to priorities, one from each of equal strata.
 
     Args:
       state: the buffer.
       key: one key, also with `num_envs`: draws the batch, and with `relabel="sample"` its goals; used up.
       batch_size: copies drawn, static, >= 1.
       beta: exponent of the importance weights `(N P)^-beta` (arXiv:1511.05952, section 3.4), float []; may be traced.
-      hindsight_ratio: the share of draws with a hindsight goal, float [] in [0, 1]; may be traced. None: k / (k + 1). Another
+      hindsight_ratio: the share of draws with a hindsight goal, float [] in [0, 1]; may be traced. None: k / (k + 1). A number
         needs `relabel="sample"` and `num_goals` >= 1. One out of range is clipped, and named under checkify.
       axis_name: a mapped axis over which the buffer is sharded; `probabilities` and `weights` are then those of the whole.
 

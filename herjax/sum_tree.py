@@ -1,8 +1,8 @@
 """A sum tree whose float32 sums do not drift: proportional sampling in O(log n) (Schaul et al. 2015, arXiv:1511.05952, B.2.1).
 
 A node holds the values of its `FANOUT` children and is the sum of them: always recomputed, never adjusted by a difference,
-so rounding does not accumulate and writing the same leaf twice is harmless. The descent halves the children again and again
-and never enters a half whose sum is zero, so no leaf of value zero is found while another has more.
+so rounding does not accumulate and writing the same leaf twice is harmless. The descent halves the children again and again.
+It never enters a half whose sum is zero. So no leaf of value zero is found while another has more.
 """
 
 import math
@@ -53,8 +53,7 @@ def _whole(tree: SumTree) -> SumTree:
 def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The leaves in which the running sum of the leaves first exceeds `target + residue`.
 
-    A target comes in two floats, the second at most a rounding error of the first, because one float32 has too few bits to
-    reach each of a million leaves in proportion.
+    A target comes in two floats, since one float32 has too few bits to reach each of a million leaves in proportion.
 
     Args:
       tree: the sum tree.

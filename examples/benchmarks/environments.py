@@ -136,7 +136,7 @@ class Calls:
         return herjax.update_priorities(state, batch.indices, digest(batch._replace(indices=None))), None
 
     def run(self, name: str, calls: int, number: int) -> None:
-        """Times so many calls of a name; `number` is where their keys come from."""
+        """Times several calls of a name; `number` is where their keys come from."""
         keys = jax.random.split(jax.random.key(number), calls)
         began = time.perf_counter()
         self.state = jax.block_until_ready(self._programs[name](self.state, keys))

@@ -2,10 +2,10 @@
 
     python examples/benchmarks/fetch_sb3.py
 
-A cycle is an episode in each of 16 simulators, then updates. The library has no option for some of what ddpg.py does: no action
-is wholly random, but for those of the first cycle, which all are; the squared actions are not penalised; targets are not
-clipped. Target networks follow every update, and by a cycle's end as far. The achieved goal is an input, too. VecNormalize
-keeps statistics of achieved and of desired goals apart, and stores an episode's last observation clipped.
+A cycle is an episode in each of 16 simulators, then updates. The library has no option for three things that ddpg.py does.
+Actions are wholly random in the first cycle alone; the squared actions are not penalised; targets are not clipped. Target
+networks follow every update, and by a cycle's end as far. The achieved goal is an input, too. VecNormalize keeps statistics of
+achieved and of desired goals apart, and stores an episode's last observation clipped.
 """
 
 import dataclasses

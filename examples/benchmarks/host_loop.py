@@ -144,7 +144,7 @@ def sample(batch_size: int, buffer: herjax.BufferState, key: jax.Array, number: 
 
 
 def update(config: fetch.Config, agent: ddpg.Agent, episodes: fetch.Episodes, drawn: herjax.Sample) -> ddpg.Agent:
-    """A cycle's learning, but for the buffer's part in it."""
+    """A cycle's learning, without the buffer's part in it."""
     return ddpg.learn(config, ddpg.see(agent, episodes.transitions, episodes.goal), drawn)[0]
 
 

@@ -2,7 +2,7 @@
 
     taskset -c 0 python examples/benchmarks/python_calls.py
 
-Each call is timed until its result is there; the systems take turns of 100 steps. herjax's state is donated, as README says.
+Each call is timed until its result is there; the systems take turns of 100 steps. herjax's state is donated.
 cpprb and herjax have priorities, Stable-Baselines3 has none; it stores bits as int8 and relabels when it samples. The last
 column is one environment step: `add`, `sample` and `update_priorities`, and a share of `end_episode`. What JAX itself takes
 is shown beside, as a call: a jitted function that adds 1 to a counter of herjax's state, donated.

@@ -41,7 +41,7 @@ def can_render() -> bool:
 
 
 def curve(folder: Path) -> dict[str, list[float]]:
-    """The figures of a run, but for how long it took."""
+    """The figures of a run, without how long it took."""
     results = json.loads((folder / "results.json").read_text())
     return {name: np.ravel(results[name]).tolist() for name in ("eval_steps", "success_rate", "critic_loss", "actor_loss")}
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def figures_of(folder: Path) -> dict[str, object]:
-    """The tiny point's figures, but for how long it took."""
+    """The tiny point's figures, without how long it took."""
     point = json.loads((folder / "runs.json").read_text())[-1]
     return {name: figure for name, figure in point.items() if name != "seconds"}
 

@@ -48,7 +48,7 @@ def test_each_option_is_trained_alone_and_once(
 
 
 def test_what_is_there_by_default_can_be_trained() -> None:
-    """Every option is one of the program's, but that DDPG has no priorities; the bits are those of README's table."""
+    """Every option is one of the program's, but that DDPG has no priorities; the bits are those of the results."""
     config = what_helps.Config()
     chosen = {(task, option): what_helps.settings(config, task, option) for task in config.tasks for option in config.options}
     assert [name for name, each in chosen.items() if each is None] == [("push", "no-prioritized")]

@@ -126,10 +126,10 @@ def test_each_function_is_traced_once(key: jax.Array) -> None:
 @pytest.mark.parametrize("num_goals", [0, 4])
 @pytest.mark.parametrize("priority_exponent", [None, 0.6])
 @pytest.mark.parametrize("relabel", ["episode_end", "sample", "sample, looking back"])
-def test_bytes_allocated_are_those_of_the_readme(
+def test_bytes_allocated_are_those_of_the_guide(
     relabel: str, priority_exponent: float | None, num_goals: int, capacity: int
 ) -> None:
-    """The compiled `init` allocates what README's formulas say, to within 2 percent or 400 bytes."""
+    """The compiled `init` allocates what the formulas of the guide to memory say, to within 2 percent or 400 bytes."""
 
     def halves(transition: dict[str, jax.Array]) -> jax.Array:
         return transition["half"]

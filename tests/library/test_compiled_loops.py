@@ -1,4 +1,4 @@
-"""What README says of a user's own loop: which are in place, on a CPU, and compiled for a GPU and a TPU that are not there."""
+"""What the guide to loops says of a user's own: which are in place, on a CPU, and compiled for a GPU and a TPU not there."""
 
 import importlib.util
 import json
@@ -45,7 +45,7 @@ QUICK = list(product(STEPS_BY_NAME, SETTINGS))[::4]
 
 
 @pytest.mark.parametrize(("name", "setting"), QUICK)
-def test_a_loop_copies_no_buffer_but_where_readme_says_so(name: str, setting: str) -> None:
+def test_a_loop_copies_no_buffer_but_where_the_guide_says_so(name: str, setting: str) -> None:
     """On the CPU: the temporaries are small, or as large as what is copied; one run or three vmapped.
 
     From jax 0.11 on, some of what was copied is in place.

@@ -270,7 +270,7 @@ def test_a_shallow_copy_fits_too() -> None:
 
 
 def test_a_nan_reward_is_found_in_the_function_that_makes_it() -> None:
-    """As README says: by `jax.debug_nans` without jit, `end_episode` stops at the user's line."""
+    """As the guide to semantics says: by `jax.debug_nans` without jit, `end_episode` stops at the user's line."""
     state = herjax.add(
         make(transition=jnp.float32(0), goal_fn=lambda t: t, reward_fn=lambda t, goal: jnp.log(t - goal)), jnp.float32(1)
     )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +21,19 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert version("herjax") == herjax.__version__
 
 
-def test_pre_commit_runs_the_ruff_that_tests_run() -> None:
+@pytest.mark.parametrize("tool", ["ruff", "check-jsonschema", "zizmor"])
+def test_pre_commit_runs_the_versions_that_tests_run(tool: str) -> None:
     """The hooks' version is the one that the extra `test` pins."""
-    (pinned,) = (need.removeprefix("ruff==") for need in PROJECT["optional-dependencies"]["test"] if need.startswith("ruff"))
-    (hooks,) = re.findall(r"ruff-pre-commit\n +rev: v(\S+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    needs = PROJECT["optional-dependencies"]["test"]
+    (pinned,) = (need.removeprefix(f"{tool}==") for need in needs if need.startswith(f"{tool}=="))
+    (hooks,) = re.findall(rf"/{tool}(?:-pre-commit)?\n +rev: v?(\S+)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert hooks == pinned
+
+
+def test_every_version_has_notes() -> None:
+    """The changelog has a section for this version, which a release prints; it refuses one that has none."""
+    notes = [ROOT / ".github/notes"]
+    assert subprocess.run([*notes, herjax.__version__], check=True, capture_output=True, text=True).stdout.strip()
+    refused = subprocess.run([*notes, "9.9"], check=False, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "no section on 9.9" in refused.stderr

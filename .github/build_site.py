@@ -1,0 +1,88 @@
+"""The site: the API as pdoc shows it, README as its front, and the other pages beside it.
+
+python .github/build_site.py FOLDER
+"""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pdoc
+
+ROOT = Path(__file__).parents[1]
+MODULES = ["herjax", "herjax.envs", "herjax.checkpoints"]
+FUNCTIONS = ["!herjax.steps", "!herjax.episodes"]
+"""Names of `herjax` that are files, too: pdoc is to show the functions."""
+SOURCES = ["README.md", "examples/README.md", "examples/results.md", *sorted(ROOT.glob("examples/*/*.md"))]
+SOURCES += [".github/CHANGELOG.md", ".github/CONTRIBUTING.md"]
+PAGES = {
+    source: source.parent / (source.stem.lower().replace("readme", "index") + ".html") for source in map(ROOT.joinpath, SOURCES)
+}
+"""Each page's file, and that of the site, both in this folder."""
+FRAME = """{% extends "frame.html.jinja2" %}
+{% block title %}{{ title }}{% endblock %}
+{% block nav %}<h2>herjax</h2><ul>
+{% for name, link in links.items() %}<li><a href="{{ link }}">{{ name }}</a></li>{% endfor %}
+</ul>{% endblock %}
+{% block content %}<main class="pdoc"><section class="module-info">
+<div class="docstring">{{ text | safe }}</div>
+</section></main>{% endblock %}"""
+
+
+def title(source: Path) -> str:
+    """A page's heading."""
+    return source.read_text().splitlines()[0].lstrip("# ")
+
+
+def on_site(path: Path) -> str:
+    """A page's place on the site; no folder of it is hidden."""
+    return str(PAGES[path].relative_to(ROOT)).replace(".github/", "")
+
+
+def link(source: Path, target: str) -> str | None:
+    """Where a link of a page leads on the site, or in the repository; None where neither is known."""
+    path, _, part = target.partition("#")
+    found = (source.parent / path).resolve()
+    if found.is_dir():
+        found /= "README.md"
+    if found in PAGES:
+        return os.path.relpath(on_site(found), Path(on_site(source)).parent) + (f"#{part}" if part else "")
+    if found.suffix == ".png":
+        return path
+    if repository := os.environ.get("GITHUB_REPOSITORY"):
+        server, version = os.environ.get("GITHUB_SERVER_URL", "https://github.com"), os.environ.get("GITHUB_REF_NAME", "main")
+        return f"{server}/{repository}/blob/{version}/{found.relative_to(ROOT)}"
+    return None
+
+
+def page(source: Path) -> str:
+    """The HTML of a page."""
+
+    def linked(match: re.Match[str]) -> str:
+        where = link(source, match[2])
+        return match[1] if where is None else f"[{match[1]}]({where})"
+
+    text = re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)", linked, source.read_text())
+    folder = Path(on_site(source)).parent
+    links = {title(other): os.path.relpath(on_site(other), folder) for other in PAGES}
+    links |= {f"API: {module}": os.path.relpath(module.replace(".", "/") + ".html", folder) for module in MODULES}
+    frame = pdoc.render.env.from_string(FRAME)
+    return frame.render(title=title(source), links=links, text=pdoc.render_helpers.to_html(text))
+
+
+def build(site: Path) -> None:
+    """Writes the whole site into a folder."""
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc(*MODULES, *FUNCTIONS, output_directory=site)
+    for source in PAGES:
+        written = site / on_site(source)
+        written.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(page(source))
+    for picture in (ROOT / "examples").glob("*.png"):
+        shutil.copy(picture, site / "examples")
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))
