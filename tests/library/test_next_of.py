@@ -267,8 +267,8 @@ def test_no_check_of_checkify_raises_a_false_alarm(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "at", "amount", "message"),
     [
-        (".transitions", -1, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
-        (".transitions", 0, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
+        (".observations.at", -1, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
+        (".observations.at", 0, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
         (".observations.held", 0, 1, r"observations\.held of environment 0 is \d; it must be \d, as rows say"),
         (".observations.held", 1, -1, r"observations\.held of environment 1 is \d; it must be \d, as rows say"),
         (".observations.ended", 1, -15, r"observations\.ended of environment 1 is -\d+; it must lie in 0 \.\. 14"),
@@ -282,8 +282,8 @@ def test_what_is_broken_is_named(name: str, at: int, amount: int, message: str) 
     ends = np.indices((32, 2)).sum(axis=0) % 4 == 1
     state, _ = play(make(capacity=30, num_envs=2, priority_exponent=1), walks(ends), KEY)
     herjax.check(state)
-    if name == ".transitions":  # Of the newest row that has finished, or the first that runs: where its observation lies.
-        at = int(state.head[0] + at) % 15 * state.config.storage.row.words
+    if name == ".observations.at":  # Of the newest row that has finished, or the first that runs: where its observation lies.
+        at = int(state.head[0] + at) % 15
     paths, treedef = jax.tree_util.tree_flatten_with_path(state)
     leaves = [leaf.at[at].add(amount) if jax.tree_util.keystr(path) == name else leaf for path, leaf in paths]
     with pytest.raises(ValueError, match=message):
