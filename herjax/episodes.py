@@ -62,8 +62,6 @@ def episodes(state: BufferState) -> list[Episode]:
     config = config_of(state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         raise TypeError("state is traced; call episodes outside of jit, vmap and scan.")
-    if runs := np.shape(state.num_dropped):
-        raise ValueError(f"state is that of {runs} runs; give one of them, such as jax.tree.map(lambda leaf: leaf[0], state).")
     read = jax.device_get(_everything(state))
     head, held = np.asarray(state.head), np.asarray(state.held)
     found = []

@@ -48,7 +48,7 @@ def check(state: BufferState) -> None:
       Traceback (most recent call last):
       ValueError: state.pending of environment 0 is 5; it must lie in 0 .. 4, the max_episode_length.
     """
-    config_of(state)
+    config_of(state, one_run=False)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         raise TypeError("state is traced; call check outside of jit, vmap and scan. Inside them checkify reports faults.")
     lanes = _check_arrays(state)

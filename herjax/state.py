@@ -142,10 +142,15 @@ def _no_observations(config: Config) -> Observations | None:
     return None if config.next_of is None else Observations(jnp.zeros(config.num_rows + 1, jnp.int32), per_env(), per_env())
 
 
-def config_of(state: BufferState) -> Config:
-    """A state's settings. `TypeError` where it is no state, `ValueError` where it has 64 bits and JAX is set to 32."""
+def config_of(state: BufferState, *, one_run: bool = True) -> Config:
+    """A state's settings. `TypeError` where it is none, `ValueError` where it is of many runs, or of 64 bits and JAX of 32."""
     if not isinstance(state, BufferState):
         raise TypeError(f"state is a {type(state).__name__}; give, first, the BufferState that init or the last call returned.")
+    if one_run and (runs := jnp.shape(state.num_dropped)):
+        raise ValueError(
+            f"state is that of {' x '.join(map(str, runs))} runs; call the function under jax.vmap, which gives it one of them, "
+            "or give one, such as jax.tree.map(lambda leaf: leaf[0], state)."
+        )
     for leaf in state.config.leaves:
         if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
             raise ValueError(

@@ -326,10 +326,9 @@ def test_checks_are_no_effect() -> None:
     assert not jax.make_jaxpr(loop)(state, jax.random.split(KEY, 3)).effects
 
 
-@pytest.mark.parametrize("state", [None, {"buffer": 1.0}, (1.0, 2.0)])
-def test_what_is_no_state_is_refused_by_name(state: object, key: jax.Array) -> None:
-    """Arguments in another order, an agent, or None: each function says what it was given, and what to give."""
-    calls: list[Callable[[], object]] = [
+def calls_on(state: object, key: jax.Array) -> list[Callable[[], object]]:
+    """A call of each function that takes a state alone."""
+    return [
         lambda: herjax.add(state, 0),
         lambda: herjax.end_episode(state, 0, key),
         lambda: herjax.discard(state),
@@ -338,11 +337,26 @@ def test_what_is_no_state_is_refused_by_name(state: object, key: jax.Array) -> N
         lambda: herjax.size(state),
         lambda: herjax.can_sample(state),
         lambda: herjax.after(state, 0),
-        lambda: herjax.check(state),
+        lambda: herjax.episodes(state),
     ]
-    for call in calls:
+
+
+@pytest.mark.parametrize("state", [None, {"buffer": 1.0}, (1.0, 2.0)])
+def test_what_is_no_state_is_refused_by_name(state: object, key: jax.Array) -> None:
+    """Arguments in another order, an agent, or None: each function says what it was given, and what to give."""
+    for call in (*calls_on(state, key), lambda: herjax.check(state)):
         with pytest.raises(TypeError, match=f"state is a {type(state).__name__}; give, first, the BufferState that init"):
             call()
+
+
+@pytest.mark.parametrize("runs", [(2,), (3, 2)])
+def test_a_state_of_many_runs_is_refused_outside_of_vmap(runs: tuple[int, ...], key: jax.Array) -> None:
+    """By every function but `check`, with the number of runs and what to do: sums over all runs would mean nothing."""
+    many = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*runs, *leaf.shape)), make(priority_exponent=0.6))
+    for call in calls_on(many, key):
+        with pytest.raises(ValueError, match=f"state is that of {' x '.join(map(str, runs))} runs; .*under jax.vmap"):
+            call()
+    herjax.check(many)
 
 
 SAMPLED = [

@@ -136,5 +136,3 @@ def test_only_a_state_of_one_run_outside_of_programs_is_read() -> None:
         assert herjax.episodes(jax.tree.map(lambda leaf, runs=runs: leaf[(0,) * len(runs)], many)) == []
     with pytest.raises(TypeError, match="state is traced"):
         jax.vmap(lambda state: len(herjax.episodes(state)))(jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), state))
-    with pytest.raises(TypeError, match="state"):
-        herjax.episodes([1, 2])
