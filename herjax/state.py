@@ -143,12 +143,12 @@ def _no_observations(config: Config) -> Observations | None:
 
 
 def config_of(state: BufferState, *, one_run: bool = True) -> Config:
-    """A state's settings. `TypeError` where it is none, `ValueError` where it is of many runs, or of 64 bits and JAX of 32."""
+    """A state's settings. `TypeError` where it is none; `ValueError` where it is of many runs, or of 64 bits and JAX of 32."""
     if not isinstance(state, BufferState):
         raise TypeError(f"state is a {type(state).__name__}; give, first, the BufferState that init or the last call returned.")
     if one_run and (runs := jnp.shape(state.num_dropped)):
         raise ValueError(
-    """A state's settings. `TypeError` where it is none; `ValueError` where it is of many runs, or of 64 bits and JAX of 32."""
+            f"state is that of {' x '.join(map(str, runs))} runs; call the function under jax.vmap, which gives it one of them, "
             "or give one, such as jax.tree.map(lambda leaf: leaf[0], state)."
         )
     for leaf in state.config.leaves:
