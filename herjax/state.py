@@ -148,7 +148,7 @@ def config_of(state: BufferState, *, one_run: bool = True) -> Config:
         raise TypeError(f"state is a {type(state).__name__}; give, first, the BufferState that init or the last call returned.")
     if one_run and (runs := jnp.shape(state.num_dropped)):
         raise ValueError(
-            f"state is that of {' x '.join(map(str, runs))} runs; call the function under jax.vmap, which gives it one of them, "
+            f"state is that of {' x '.join(map(str, runs))} runs; call this under jax.vmap, which gives it one of them, "
             "or give one, such as jax.tree.map(lambda leaf: leaf[0], state)."
         )
     for leaf in state.config.leaves:

@@ -354,7 +354,7 @@ def test_a_state_of_many_runs_is_refused_outside_of_vmap(runs: tuple[int, ...], 
     """By every function but `check`, with the number of runs and what to do: sums over all runs would mean nothing."""
     many = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*runs, *leaf.shape)), make(priority_exponent=0.6))
     for call in calls_on(many, key):
-        with pytest.raises(ValueError, match=f"state is that of {' x '.join(map(str, runs))} runs; .*under jax.vmap"):
+        with pytest.raises(ValueError, match=f"state is that of {' x '.join(map(str, runs))} runs; call this under jax.vmap"):
             call()
     herjax.check(many)
 
