@@ -56,11 +56,12 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     mask = checks.flags("mask", mask, config.num_envs)
     state, transition, goal = jax.lax.stop_gradient((state, transition, goal))
     envs = jnp.arange(config.envs, dtype=jnp.int32)
-    oldest = None
+    remaining = None
     if config.next_of is not None:  # Read once, or XLA could not tell that it is read before it is written.
-        oldest = materialized(state.held[0] >= 0, places(state, row_at(config, envs, state.head - state.held)))
+        step, length = places(state, row_at(config, envs, state.head - state.held))
+        remaining = materialized(state.held[0] >= 0, length - step)
     # For what is written here and in `end_episode`: a transition may depend on a batch, by way of the policy.
-    state = after(state, (transition, goal, oldest))
+    state = after(state, (transition, goal, remaining))
     dropped = mask & (state.pending >= config.max_episode_length)
     stored = mask & ~dropped
     num_dropped = reported(
@@ -70,7 +71,7 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
         f"{config.max_episode_length}; the transition was dropped",
         env=jnp.argmax(dropped),
     )
-    state = _room_made(state, stored, oldest)
+    state = _room_made(state, stored, remaining)
     rows = jnp.where(stored, row_at(config, envs, state.head + state.pending), config.num_rows)
     if config.sample_running:
         goals = only_where(stored, jax.vmap(config.goal.pack)(batched(config, goal)))
@@ -84,23 +85,20 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     )
 
 
-def _room_made(state: BufferState, stored: jax.Array, oldest: tuple[jax.Array, jax.Array] | None) -> BufferState:
+def _room_made(state: BufferState, stored: jax.Array, remaining: jax.Array | None) -> BufferState:
     """Room for one more transition of the environments where `stored`, bool [n].
 
     Args:
       state: the buffer.
       stored: where there is one.
-      oldest: with `next_of`, the step of each environment's oldest transition and the length of its episode, int32 [n].
+      remaining: with `next_of`, the transitions held of each environment's oldest episode, int32 [n].
     """
     config, observations = state.config, state.observations
-    used = state.held + state.pending + 1
-    most = 1
-    if observations is not None and oldest is not None:
-        used, most = used + observations.held + 1, 2  # The first step of an episode takes two observations.
-        remaining = oldest[1] - oldest[0]
+    most, lasts = (1, 0) if observations is None else (2, observations.held + 1)  # An episode's first step takes two rows.
+    used = state.held + state.pending + 1 + lasts
     gone = jnp.where(stored, jnp.maximum(used - config.capacity_per_env, 0), 0)
-    if observations is not None and oldest is not None:
-        gone = jnp.where(remaining == 1, jnp.minimum(gone, 1), gone)  # The last step of an episode leaves two.
+    if observations is not None and remaining is not None:
+        gone = jnp.minimum(gone, remaining)  # An episode's last step leaves two.
         all_gone = (gone > 0) & (gone == remaining)
         observations = observations._replace(held=observations.held - all_gone.astype(jnp.int32))
     number = np.arange(most, dtype=np.int32)[None]
@@ -118,7 +116,7 @@ def _written(state: BufferState, rows: jax.Array, transition: Transition, stored
         envs = jnp.arange(config.envs, dtype=jnp.int32)
         now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
         if not on_explicit_axes():  # Where JAX refuses to read what is not sharded by values that are.
-            now = _reported_unless_follows(state, now, given, ~stored | (state.pending == 0))
+            now = _reported_unless_follows(state, now, given, stored & (state.pending > 0))
         shared = tuple(jnp.where(stored, row, config.num_rows) for row in (now, row_after(config, now)))
         observations = observations._replace(at=windows.write(observations.at, rows, shared[0][:, None]))
     columns = []
@@ -128,14 +126,14 @@ def _written(state: BufferState, rows: jax.Array, transition: Transition, stored
     return dataclasses.replace(state, columns=tuple(columns), observations=observations)
 
 
-def _reported_unless_follows(state: BufferState, now: jax.Array, given: Words, follows: jax.Array) -> jax.Array:
+def _reported_unless_follows(state: BufferState, now: jax.Array, given: Words, compared: jax.Array) -> jax.Array:
     """`now` as it is; under checkify, the fault where an observation is not the one that the step before was given.
 
     Args:
       state: the buffer.
       now: int32 [n]; the row of each environment's observation.
       given: each environment's transition, as it is to be stored.
-      follows: bool [n]; where all is well in any case.
+      compared: bool [n]; where there is a step before.
     """
     leaves = state.config.transition.leaves
     for column, array, words in zip(state.config.storage.columns, state.columns, given, strict=True):
@@ -144,7 +142,7 @@ def _reported_unless_follows(state: BufferState, now: jax.Array, given: Words, f
         before = column.layout.read(array, now)
         for leaf, *pair in zip(column.layout.leaves, column.leaves, column.later, strict=True):
             part = slice(leaf.start, leaf.start + leaf.words)
-            alike = follows | jnp.all(before[:, part] == words[0][:, part], axis=1)
+            alike = ~compared | jnp.all(before[:, part] == words[0][:, part], axis=1)
             field, later = (re.sub("[{}]", "", leaves[number].path) for number in pair)
             now = reported(
                 now,

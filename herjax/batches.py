@@ -12,7 +12,6 @@ from herjax.functions import Goal, Transition
 from herjax.rings import row_of_step
 from herjax.rows import Pytree
 from herjax.state import BufferState, can_sample
-from herjax.storage import Words
 
 
 class Sample(NamedTuple):
@@ -74,7 +73,7 @@ def last_rows(state: BufferState, rows: jax.Array, copies: jax.Array) -> tuple[j
 
 
 def under_goals(
-    state: BufferState, transition: Transition, is_hindsight: jax.Array, copies: jax.Array, last: list[Words]
+    state: BufferState, transition: Transition, is_hindsight: jax.Array, copies: jax.Array, last: list[Transition]
 ) -> dict[str, Pytree]:
     """The fields of a `Sample` that its goals decide; `last` has what lies in `last_rows`."""
     config = state.config
@@ -84,7 +83,7 @@ def under_goals(
         "reward": copy.reward,
         "terminated": copy.terminated,
         "is_hindsight": is_hindsight > 0,
-        "last": jax.vmap(config.storage.unpack)(last[0]) if last else transition,
+        "last": last[0] if last else transition,
         "discount": _discount(state, copy, jnp.broadcast_to(can_sample(state), is_hindsight.shape)),
     }
 

@@ -195,6 +195,7 @@ def _check_observations(state: BufferState, observations: Observations) -> None:
     config = state.config
     ended, episodes = observations.ended, observations.held
     most = config.rows_per_env - 1
+    _require(observations.at[-1] == config.num_rows, "state.observations.at[-1]", observations.at[-1], f"be {config.num_rows}")
     _require((ended >= 0) & (ended <= most), "state.observations.ended of environment", ended, f"lie in 0 .. {most}")
     for env in range(config.envs):
         rows, running = _oldest_first(state, env), int(state.pending[env])

@@ -1,7 +1,5 @@
 """What rows hold, read: transitions, and which step of which episode they are."""
 
-import operator
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,7 +11,7 @@ from herjax.lanes import materialized, materialized_with
 from herjax.rings import first_held, row_after, running_place
 from herjax.rows import Pytree
 from herjax.state import BufferState, can_sample
-from herjax.storage import Column, Words
+from herjax.storage import Words
 
 
 class Visits(NamedTuple):
@@ -56,25 +54,21 @@ def rows_of(state: BufferState, indices: jax.Array) -> jax.Array:
 
 def transitions(state: BufferState, rows: jax.Array) -> Transition:
     """The transitions in `rows`, int32 of any shape: each leaf [*rows.shape, ...]."""
-    read = jax.vmap(state.config.storage.unpack)(words(state, rows.ravel()))
+    read = jax.vmap(state.config.storage.unpack)(_words(state, *_addresses(state, rows.ravel())))
     return jax.tree.map(lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[1:]), read)
 
 
-def words(state: BufferState, rows: jax.Array) -> Words:
-    """The same as they are stored, of `rows` int32 [n]: each array [n, ...]."""
-    return _words(state, *_addresses(state, rows), lambda _: True)
-
-
-def words_once(state: BufferState, values: Pytree, *rows: jax.Array) -> tuple[Pytree, list[Words]]:
-    """`values`, and `words` of each of `rows`, materialized: zeros where there is nothing to draw."""
-    there = can_sample(state)
+def transitions_once(state: BufferState, values: Pytree, *rows: jax.Array) -> tuple[Pytree, list[Transition]]:
+    """`values`, and the transitions in each of `rows`, int32 [n], materialized: zeros where there is nothing to draw."""
+    there, storage = can_sample(state), state.config.storage
     addresses = [_addresses(state, jnp.where(there, each, state.config.num_rows)) for each in rows]
-
-    def read(*, images: bool) -> list[Words]:
-        return [_words(state, *each, lambda column: (column.layout.unit == 1) == images) for each in addresses]
-
-    (values, others), images = materialized_with(there, (values, read(images=False)), lambda: read(images=True))
-    return values, [tuple(map(operator.add, *pair)) for pair in zip(others, images, strict=True)]
+    words, images = slice(storage.images), slice(storage.images, None)
+    (values, others), read = materialized_with(
+        there,
+        (values, [_words(state, *each, words) for each in addresses]),
+        lambda: [_words(state, *each, images) for each in addresses],
+    )
+    return values, [jax.vmap(storage.unpack)(one + other) for one, other in zip(others, read, strict=True)]
 
 
 def _addresses(state: BufferState, rows: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
@@ -86,12 +80,9 @@ def _addresses(state: BufferState, rows: jax.Array) -> tuple[tuple[jax.Array, ..
     return (rows,), (now, row_after(state.config, now))
 
 
-def _words(
-    state: BufferState, alone: tuple[jax.Array, ...], shared: tuple[jax.Array, ...], chosen: Callable[[Column], bool]
-) -> Words:
-    """The rows of the columns that are chosen; of others none."""
-    columns = zip(state.config.storage.columns, state.columns, strict=True)
+def _words(state: BufferState, alone: tuple[jax.Array, ...], shared: tuple[jax.Array, ...], part: slice = slice(None)) -> Words:
+    """Transitions as they are stored, of these columns: each array [n, ...]."""
+    columns = zip(state.config.storage.columns[part], state.columns[part], strict=True)
     return tuple(
-        tuple(column.layout.read(array, each) for each in (shared if column.later else alone) if chosen(column))
-        for column, array in columns
+        tuple(column.layout.read(array, each) for each in (shared if column.later else alone)) for column, array in columns
     )

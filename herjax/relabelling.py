@@ -9,7 +9,7 @@ from herjax import checks, hindsight
 from herjax.batches import Sample, last_rows, require_sample, under_goals
 from herjax.config import Config
 from herjax.faults import reported
-from herjax.reading import rows_of, visits, words_once
+from herjax.reading import rows_of, transitions_once, visits
 from herjax.state import BufferState, config_of
 from herjax.strategies import Mixture, StrategyFn, as_mixture
 
@@ -71,7 +71,7 @@ def _relabel(
     rows = rows_of(state, batch.indices)
     goals_from = None if hindsight_ratio is None and config.num_goals == 0 else strategy
     is_hindsight, copies = hindsight.relabelled(state, key, visits(state, rows), goals_from, ratio)
-    drawn, last = words_once(state, (is_hindsight, copies), *last_rows(state, rows, copies))
+    drawn, last = transitions_once(state, (is_hindsight, copies), *last_rows(state, rows, copies))
     is_hindsight, copies = drawn
     return batch._replace(**under_goals(state, batch.transition, is_hindsight, copies, last))
 

@@ -30,9 +30,13 @@ class Leaf:
     start: int  # Its first word.
     words: int
 
+    def __str__(self) -> str:
+        """Its path, dtype and shape."""
+        return f"{self.path} {self.dtype}{list(self.shape)}"
+
     @property
     def is_image(self) -> bool:
-        """Whether it is many bytes, which are read faster if they are not made words."""
+        """Whether it is many bytes, such as an image: they are read faster if they are not made words."""
         return self.dtype.itemsize == 1 and self.words >= _MANY
 
 
@@ -64,7 +68,7 @@ class Layout:
 
     def __repr__(self) -> str:
         """Each leaf's path, dtype and shape."""
-        return ", ".join(f"{leaf.path} {leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves)
+        return ", ".join(map(str, self.leaves))
 
     @property
     def words(self) -> int:
@@ -131,8 +135,12 @@ class Layout:
 
 def dotted(path: tuple[Any, ...]) -> str:
     """A path in a pytree as names with dots between them, as the keystr of later JAX writes it."""
-    names = ("key", "name", "idx")  # Of a dict's value, an attribute, an element.
-    return ".".join(str(next((getattr(key, name) for name in names if hasattr(key, name)), key)) for key in path)
+    return ".".join(str(name_of(key)) for key in path)
+
+
+def name_of(key: Any) -> Any:
+    """The name of a step of a path: a dict's key, an attribute, an element's number."""
+    return next((getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind)), key)
 
 
 def _to_words(values: jax.Array, unit: int) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from herjax import checks, drawing, hindsight
 from herjax.batches import Sample, last_rows, under_goals
 from herjax.config import Config
-from herjax.reading import rows_of, visits, words_once
+from herjax.reading import rows_of, transitions_once, visits
 from herjax.relabelling import share
 from herjax.state import BufferState, config_of
 
@@ -87,9 +87,8 @@ def _sample(
         is_hindsight, copies = jax.lax.sign(indices - rows * config.num_copies), config.stored.read(state.copies, indices)
     drawn = (is_hindsight, copies, indices, probabilities, weights)
     # All reads are over before any of the batch is there, so that a write that waits for some of it waits for all of them.
-    drawn, (words, *last) = words_once(state, drawn, rows, *last_rows(state, rows, copies))
+    drawn, (transition, *last) = transitions_once(state, drawn, rows, *last_rows(state, rows, copies))
     is_hindsight, copies, indices, probabilities, weights = drawn
-    transition = jax.vmap(config.storage.unpack)(words)
     fields = under_goals(state, transition, is_hindsight, copies, last)
     return Sample(transition=transition, indices=indices, probabilities=probabilities, weights=weights, **fields)
 

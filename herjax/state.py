@@ -37,10 +37,8 @@ class Observations(NamedTuple):
     An episode of T transitions takes T + 1 rows of it, the last of which holds what came after the last step.
     """
 
-    at: jax.Array  # int32 [R + 1]; of each transition's row, which row its own observation has.
-    ended: (
-        jax.Array
-    )  # int32 [n]; episodes that have ended, modulo the rows of a ring: as far as this ring is ahead of the first.
+    at: jax.Array  # int32 [R + 1]; of each transition's row, which row its own observation has. Of row R, that one.
+    ended: jax.Array  # int32 [n]; episodes ended, modulo a ring's rows: as far as this ring is ahead of the first.
     held: jax.Array  # int32 [n]; finished episodes of which a transition is held.
 
 
@@ -139,7 +137,9 @@ def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
 
 def _no_observations(config: Config) -> Observations | None:
     per_env = partial(jnp.zeros, config.envs, jnp.int32)
-    return None if config.next_of is None else Observations(jnp.zeros(config.num_rows + 1, jnp.int32), per_env(), per_env())
+    if config.next_of is None:
+        return None
+    return Observations(jnp.full(config.num_rows + 1, config.num_rows, jnp.int32), per_env(), per_env())
 
 
 def config_of(state: BufferState, *, one_run: bool = True) -> Config:
@@ -167,8 +167,8 @@ def can_sample(state: BufferState) -> jax.Array:
     For a `lax.cond` under `vmap` ask `herjax.in_all_runs(herjax.can_sample(buffer))`: JAX takes both
     branches of one that differs by run.
 
-    Once True, it stays True while `capacity` is above `max_episode_length`, for each environment. Where they are equal, a
-    running episode of full length takes the place of all that was held.
+    Once True, it stays True while `capacity` is above `max_episode_length`, for each environment, with `next_of` by at least 3.
+    Else a running episode of full length takes the place of all that was held.
 
     Args:
       state: the buffer.

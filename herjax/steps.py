@@ -11,7 +11,7 @@ import numpy as np
 from herjax import checks
 from herjax.batches import Sample, require_sample
 from herjax.functions import Goal, RewardFn, TerminatedFn, Transition
-from herjax.reading import rows_of, visits, words_once
+from herjax.reading import rows_of, transitions_once, visits
 from herjax.rings import first_held, is_held, row_of_step
 from herjax.state import BufferState, can_sample, config_of
 
@@ -92,9 +92,8 @@ def _steps(state: BufferState, batch: Sample, *, offsets: tuple[int, ...]) -> St
     nearest = jnp.clip(wanted, first_held(state, rows, here.step)[:, None], here.length[:, None] - 1)
     mask = (wanted == nearest) & is_held(state, rows)[:, None]
     near_rows = row_of_step(config, rows[:, None], here.step[:, None], nearest)
-    mask, (found,) = words_once(state, mask.astype(jnp.int32), near_rows.ravel())
-    unpacked = jax.vmap(config.storage.unpack)(found)
-    transition = jax.tree.map(lambda leaf: leaf.reshape(*mask.shape, *leaf.shape[1:]), unpacked)
+    mask, (found,) = transitions_once(state, mask.astype(jnp.int32), near_rows.ravel())
+    transition = jax.tree.map(lambda leaf: leaf.reshape(*mask.shape, *leaf.shape[1:]), found)
     there = jnp.broadcast_to(can_sample(state), mask.shape)
     reward = _under_goals(config.reward_fn, transition, batch.goal).astype(batch.reward.dtype)
     terminated = None if config.terminated_fn is None else _under_goals(config.terminated_fn, transition, batch.goal) & there

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from herjax.functions import Transition
-from herjax.rows import Layout, Leaf, Pytree
+from herjax.rows import Layout, Pytree, name_of
 
 Words: TypeAlias = tuple[tuple[jax.Array, ...], ...]
 """A transition as it is stored: of each column its row, and, if two steps share it, the next row."""
@@ -21,17 +21,19 @@ class Column(NamedTuple):
     leaves: tuple[int, ...]
     later: tuple[int, ...] = ()  # Each the next of one of `leaves`, and not stored; none where steps do not share the column.
 
+    @property
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        """The leaves of its row of a transition, and, if steps share the column, those of the next row."""
+        return (self.leaves, self.later) if self.later else (self.leaves,)
+
     def pack(self, leaves: list[Pytree]) -> tuple[jax.Array, ...]:
-        """Its row of a transition's leaves; the next row, too, if there is one."""
-        parts = (self.leaves, self.later) if self.later else (self.leaves,)
-        return tuple(self.layout.pack([leaves[leaf] for leaf in part]) for part in parts)
+        """Its rows of a transition's leaves."""
+        return tuple(self.layout.pack([leaves[leaf] for leaf in part]) for part in self.parts)
 
     def unpack(self, rows: tuple[jax.Array, ...]) -> dict[int, jax.Array]:
         """The leaves that `pack` made these rows from, by their numbers."""
-        found: dict[int, jax.Array] = {}
-        for part, row in zip((self.leaves, self.later), rows, strict=False):
-            found |= dict(zip(part, self.layout.unpack(row), strict=True))
-        return found
+        pairs = zip(self.parts, rows, strict=True)
+        return {leaf: value for part, row in pairs for leaf, value in zip(part, self.layout.unpack(row), strict=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Storage:
 
     transition: Layout
     columns: tuple[Column, ...]
+    images: int  # Of the columns, how many come before those of bytes.
 
     @classmethod
     def of(cls, transition: Layout, next_of: tuple[tuple[Hashable, Hashable], ...]) -> "Storage":
@@ -48,14 +51,16 @@ class Storage:
         later_of = {now: later for pair in next_of for later, now in zip(*(fields[field] for field in pair), strict=True)}
         shared = list(later_of)
         alone = [leaf for leaf in range(len(transition.leaves)) if leaf not in {*shared, *later_of.values()}]
-        structs, columns = jax.tree.leaves(transition.struct()), []
-        for leaves in (alone, shared):
-            images = [leaf for leaf in leaves if transition.leaves[leaf].is_image]
-            together = [leaf for leaf in leaves if leaf not in images and transition.leaves[leaf].words]
-            for group in filter(None, (together, *([image] for image in images))):
-                layout = Layout.of("column", [structs[leaf] for leaf in group], unit=1 if group[0] in images else 4)
-                columns.append(Column(layout, tuple(group), tuple(later_of[leaf] for leaf in group if leaves is shared)))
-        return cls(transition, tuple(columns))
+        images = [leaf for leaf in alone + shared if transition.leaves[leaf].is_image]
+        words = [[leaf for leaf in part if transition.leaves[leaf].words and leaf not in images] for part in (alone, shared)]
+        words = [group for group in words if group]
+
+        def column(group: list[int], unit: int) -> Column:
+            layout = Layout.of("column", [jax.tree.leaves(transition.struct())[leaf] for leaf in group], unit)
+            return Column(layout, tuple(group), tuple(later_of[leaf] for leaf in group if leaf in later_of))
+
+        columns = [*(column(group, 4) for group in words), *(column([image], 1) for image in images)]
+        return cls(transition, tuple(columns), len(words))
 
     def pack(self, transition: Transition) -> Words:
         """A transition as it is stored."""
@@ -104,13 +109,7 @@ def _check_alike(transition: Layout, later: Hashable, now: Hashable, fields: dic
     for pair in zip(fields[later], fields[now], strict=True):
         first, second = (transition.leaves[leaf] for leaf in pair)
         if (first.shape, first.dtype) != (second.shape, second.dtype):
-            raise ValueError(
-                f"next_of: {_shown(first)}, and {_shown(second)}; give fields whose arrays have the same shapes and dtypes."
-            )
-
-
-def _shown(leaf: Leaf) -> str:
-    return f"{leaf.path} is {leaf.dtype}{list(leaf.shape)}"
+            raise ValueError(f"next_of: {first}, and {second}; give fields whose arrays have the same shapes and dtypes.")
 
 
 def _fields(transition: Layout) -> dict[Hashable, range]:
@@ -120,7 +119,6 @@ def _fields(transition: Layout) -> dict[Hashable, range]:
     for number, (path, _) in enumerate(paths):
         if not path:
             return {}
-        names = (getattr(path[0], kind) for kind in ("key", "name", "idx") if hasattr(path[0], kind))
-        name = next(names, path[0])
+        name = name_of(path[0])
         fields[name] = range(fields.get(name, range(number, number)).start, number + 1)
     return fields

@@ -204,8 +204,8 @@ BUGS = (
     Bug(
         "a transition past the greatest length makes room",
         "adding.py",
-        "_room_made(state, stored, oldest)",
-        "_room_made(state, mask, oldest)",
+        "_room_made(state, stored, remaining)",
+        "_room_made(state, mask, remaining)",
         STORAGE,
     ),
     Bug(
@@ -789,8 +789,8 @@ BUGS = (
     Bug(
         "two transitions make room where the first leaves enough",
         "adding.py",
-        "jnp.where(remaining == 1, jnp.minimum(gone, 1), gone)",
-        "jnp.where(remaining == 1, gone, gone)",
+        "gone = jnp.minimum(gone, remaining)",
+        "gone = jnp.minimum(gone, most)",
         NEXT,
     ),
     Bug(
@@ -803,8 +803,8 @@ BUGS = (
     Bug(
         "a running episode's last observation has no place",
         "adding.py",
-        "used + observations.held + 1, 2",
-        "used + observations.held, 2",
+        "(2, observations.held + 1)",
+        "(2, observations.held)",
         NEXT,
     ),
     Bug(
@@ -824,15 +824,15 @@ BUGS = (
     Bug(
         "a step that is not stored is named where it does not follow",
         "adding.py",
-        "~stored | (state.pending == 0))",
-        "state.pending == 0)",
+        "stored & (state.pending > 0))",
+        "state.pending > 0)",
         NEXT,
     ),
     Bug(
         "an episode's first step is named where it does not follow the last one",
         "adding.py",
-        "~stored | (state.pending == 0))",
-        "~stored)",
+        "stored & (state.pending > 0))",
+        "stored)",
         NEXT,
     ),
     Bug(
@@ -852,15 +852,29 @@ BUGS = (
     Bug(
         "what a step began at and what it led to change places",
         "storage.py",
-        "for part, row in zip((self.leaves, self.later), rows, strict=False):",
-        "for part, row in zip((self.leaves, self.later), rows[::-1], strict=False):",
+        "pairs = zip(self.parts, rows, strict=True)",
+        "pairs = zip(self.parts, rows[::-1], strict=True)",
+        NEXT,
+    ),
+    Bug(
+        "an empty run has another's images",
+        "state.py",
+        "jnp.full(config.num_rows + 1, config.num_rows, jnp.int32)",
+        "jnp.zeros(config.num_rows + 1, jnp.int32)",
+        NEXT,
+    ),
+    Bug(
+        "images are read from the row of their transition",
+        "reading.py",
+        "lambda: [_words(state, *each, images) for each in addresses]",
+        "lambda: [_words(state, each[0], each[0] * 2, images) for each in addresses]",
         NEXT,
     ),
     Bug(
         "of several pairs each has the next of another",
         "storage.py",
-        "tuple(later_of[leaf] for leaf in group if leaves is shared)",
-        "tuple(later_of[leaf] for leaf in group[::-1] if leaves is shared)",
+        "tuple(later_of[leaf] for leaf in group if leaf in later_of)",
+        "tuple(later_of[leaf] for leaf in group[::-1] if leaf in later_of)",
         NEXT,
     ),
     Bug(

@@ -404,7 +404,7 @@ def test_a_donated_state_is_used_up_and_nothing_else(small_buffer: herjax.Buffer
         for number in numbers:
             state = add(state, transition(number))
         state = end_episode(state, goal(pursued), jax.random.key(0))
-    storage = [first.transitions, first.copies, *([] if first.tree is None else first.tree[:1])]
+    storage = [*first.columns, first.copies, *([] if first.tree is None else first.tree[:1])]
     assert all(leaf.is_deleted() for leaf in storage)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((example, small_buffer)))
     assert_same_batch(herjax.sample(kept, jax.random.key(0), 64), herjax.sample(state, jax.random.key(0), 64))

@@ -290,6 +290,20 @@ def test_what_is_broken_is_named(name: str, at: int, amount: int, message: str) 
         herjax.check(treedef.unflatten(leaves))
 
 
+@pytest.mark.parametrize("next_of", [None, {"next_observation": "observation"}])
+@pytest.mark.parametrize("options", [{}, {"relabel": "sample", "num_steps": 2, "discount": 0.5}])
+def test_a_run_that_holds_nothing_gives_zeros_beside_others(options: dict, next_of: dict | None) -> None:
+    """Images, too, which are read apart; and each run has what it has alone, also in its first episode."""
+    calls = walks(np.arange(8)[:, None] % 4 == 3, WIDE)
+    one = play(make(WIDE, **options, next_of=next_of, num_envs=1), calls, KEY)[0]
+    none = herjax.add(make(WIDE, **options, next_of=next_of, num_envs=1), leading(np.array([3]), WIDE))
+    runs = jax.tree.map(lambda *leaves: jnp.stack(leaves), none, one)
+    read = lambda state: (batch := herjax.sample(state, KEY, 16), herjax.steps(state, batch, [0, 1]))  # noqa: E731
+    found = jax.vmap(read)(runs)
+    assert not any(np.any(leaf[0]) for leaf in jax.tree.leaves(found))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda leaf: leaf[1], found), read(one))
+
+
 def test_a_shared_observation_that_is_no_number_is_named() -> None:
     """Finished or running, also where only the end of an episode has it; not once another holds, or it has made room."""
     end, real = partial(herjax.end_episode, goal=jnp.float32(-1), key=KEY), np.float32
@@ -345,5 +359,5 @@ def test_loops_of_other_forms_come_to_the_same() -> None:
         now, before = jax.tree.map(lambda leaf, at=at: leaf[at, 0], calls), state
         state = end(add(state, now["transition"], now["mask"]), now["goal"], key, now["done"])
         state = herjax.discard(state, now["drop"])
-        assert before.observations.rows.is_deleted()
+        assert before.observations.at.is_deleted()
     assert_same(read(state), expected)
