@@ -7,7 +7,7 @@ one, only its plugin: `pip install ".[test-cuda]"` or `".[test-tpu]"`.
 import json
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -73,11 +73,11 @@ def reward(transition: Transition, goal: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.abs(transition.next_observation - goal))
 
 
-def start(setting: str) -> Loop:
+def start(setting: str, capacity: int = CAPACITY) -> Loop:
     """An empty buffer, and an agent."""
     example = Transition(jnp.zeros(SIZE), jnp.zeros(SIZE))
     functions = {"goal_fn": achieved, "reward_fn": reward}
-    buffer = herjax.init(example, capacity=CAPACITY, max_episode_length=LENGTH, **functions, **SETTINGS[setting])
+    buffer = herjax.init(example, capacity=capacity, max_episode_length=LENGTH, **functions, **SETTINGS[setting])
     return Loop(buffer, jnp.zeros(SIZE))
 
 
@@ -249,6 +249,12 @@ STEPS_BY_NAME: dict[str, Step] = {
 }
 
 
+def train(step: Step, steps: int, loop: Loop, key: jax.Array) -> Loop:
+    """A loop of as many steps."""
+    xs = (jax.random.split(key, steps), jnp.arange(steps))
+    return jax.lax.scan(lambda loop, x: (step(loop, *x), None), loop, xs)[0]
+
+
 def device(platform: str) -> jax.Device:
     """A device of that platform, which need not be there: this CPU, an H100, or a chip of a TPU v5e."""
     if platform == "cpu":
@@ -261,21 +267,18 @@ def device(platform: str) -> jax.Device:
 def temporaries(step: Step, setting: str, platform: str = "cpu", seeds: int = 1) -> float:
     """Bytes of the compiled loop's temporaries over those of its buffer. It is compiled, not run."""
 
-    def train(loop: Loop, key: jax.Array) -> Loop:
-        xs = (jax.random.split(key, STEPS), jnp.arange(STEPS))
-        return jax.lax.scan(lambda loop, x: (step(loop, *x), None), loop, xs)[0]
-
     def arguments(key: jax.Array) -> tuple[Loop, jax.Array]:
         return start(setting), key
 
     keys = jax.random.split(jax.random.key(0), seeds)
     sharding = jax.sharding.SingleDeviceSharding(device(platform))
+    whole = partial(train, step, STEPS)
     if seeds == 1:
         shapes = jax.eval_shape(arguments, keys[0])
     else:
-        train, shapes = jax.vmap(train), jax.eval_shape(jax.vmap(arguments), keys)
+        whole, shapes = jax.vmap(whole), jax.eval_shape(jax.vmap(arguments), keys)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-    lowered = jax.jit(train, donate_argnums=0).trace(*shapes).lower(lowering_platforms=(platform,))
+    lowered = jax.jit(whole, donate_argnums=0).trace(*shapes).lower(lowering_platforms=(platform,))
     compiled = lowered.compile(as_users_do() if platform == "cpu" else None)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes[0]))
     return compiled.memory_analysis().temp_size_in_bytes / held

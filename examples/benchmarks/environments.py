@@ -53,6 +53,8 @@ class Settings:
     """Transitions drawn at once."""
     rounds: int = 5
     """Pairs of episodes timed, once the buffer is full."""
+    weigh: bool = True
+    """Whether to count bytes, too; needs flashbax."""
     out: Path = Path("results/environments.json")
     """Where the figures go."""
 
@@ -227,8 +229,9 @@ def bytes_table(settings: Settings) -> list[Row]:
 def main() -> None:
     """Measures, prints two tables, writes JSON."""
     settings = tyro.cli(Settings)
-    print(f"{'transition':>12} {'relabel':>12} {'bytes':>15} {'flashbax':>15} {'ratio':>6}")
-    held = bytes_table(settings)
+    held = bytes_table(settings) if settings.weigh else []
+    if held:
+        print(f"{'transition':>12} {'relabel':>12} {'bytes':>15} {'flashbax':>15} {'ratio':>6}")
     for row in held:
         figures = f"{row['bytes']:>15,} {row['flashbax_bytes']:>15,} {row['ratio']:6.2f}"
         print(f"{row['transition']:>12} {row['relabel']:>12} {figures}", flush=True)

@@ -14,7 +14,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Settings:
     """Steps after which an episode ends where the buffer's calls are timed."""
     capacity: int = 200_000
     """Transitions held, hindsight copies not counted."""
+    peers: tuple[str, ...] = tuple(PEERS)
+    """Modules of those to time beside herjax, where they are installed."""
     out: Path = Path("results/peers.json")
     """Where the figures go."""
 
@@ -411,10 +413,10 @@ def line(row: Row) -> str:
     return f"{row['what']:>16} {row['system']:>32} {row['runs']:4} {figure} {ratios:>22}"
 
 
-def find_peers() -> list[str]:
-    """The peers that are installed; says how to get the others."""
-    installed = [module for module in PEERS if importlib.util.find_spec(module) is not None]
-    for distribution in (PEERS[module] for module in PEERS if module not in installed):
+def find_peers(asked: Sequence[str]) -> list[str]:
+    """Those of the peers asked for that are installed; says how to get the others."""
+    installed = [module for module in asked if importlib.util.find_spec(module) is not None]
+    for distribution in (PEERS[module] for module in asked if module not in installed):
         print(f'{distribution} is not installed and is skipped; pip install "herjax[benchmark]" brings it.')
     return installed
 
@@ -432,7 +434,7 @@ def main() -> None:
     """Measures, prints a table, writes JSON."""
     settings = tyro.cli(Settings)
     config = bitflip.Config(capacity=settings.capacity, steps=settings.steps * (settings.rounds + 1))
-    installed = find_peers()
+    installed = find_peers(settings.peers)
     print(f"{'what':>16} {'system':>32} {'runs':>4} {'us | bytes':>10} {'per second':>10} {'over herjax':>22}")
     rows = []
     for measure in (
