@@ -1,4 +1,4 @@
-"""What tasks on a plane have in common: a table, a disc that moves over it, and a point as goal."""
+"""What tasks on a plane have in common: a disc or a point that moves over it, and a point as goal."""
 
 from typing import TypeAlias, TypeVar
 
