@@ -49,7 +49,7 @@ class Config(AgentConfig):
     neighbours: Count = 1024  # Achieved goals that their density is estimated from.
     bandwidth: Weight = 0.1  # Of the estimate's normal kernels, in standard deviations of the goals.
     wander: bool = True  # Whether actions are random once the goal of an episode was reached.
-    rounds: Count = 4  # Times in a cycle that updates are made and targets follow.
+    rounds: Count = 12  # Times in a cycle that updates are made and targets follow.
     cycles: flags.Stretches = 400  # Cycles of an episode in each environment, then updates; a multiple of eval-every.
     updates: Count = 20  # Updates of a round.
     hidden: flags.Units = (128, 128)  # Units of the hidden layers of actor and critic.
@@ -199,7 +199,7 @@ def draw(config: Config, runs: dict[str, dict[str, Any]], path: Path) -> None:
 
     shown = runs.get("rare") or next(iter(runs.values()))
     env, _ = make_env(config.layout)
-    with experiment.axes(path, figsize=(9, 3.4)) as drawn:
+    with experiment.axes(path, panels=2, figsize=(9, 3.4)) as (drawn, place):
         for proposal, results in runs.items():
             rates = np.asarray(results["success_rate"])  # [seeds, E]
             drawn.plot(results["eval_steps"], rates.T, color=COLOURS[proposal], alpha=0.25, linewidth=0.8)
@@ -207,7 +207,8 @@ def draw(config: Config, runs: dict[str, dict[str, Any]], path: Path) -> None:
         title = f'PointMaze "{config.layout}", DDPG and HER'
         drawn.set(title=title, xlabel="environment steps", ylabel=f"success rate (greedy), {config.seeds} seeds")
         drawn.legend(loc="upper left")
-        maze = drawn.inset_axes((1.08, 0, 1.1, 1))
+        place.remove()  # Its axis is that of success.
+        maze = drawn.get_figure().add_subplot(place.get_subplotspec())
         for low, high in env.walls:
             maze.add_patch(Rectangle(low, *(high - low), color="0.75", linewidth=0))
         goals = np.asarray(shown["goals"][0])  # [E, num_envs, 2]
@@ -216,7 +217,7 @@ def draw(config: Config, runs: dict[str, dict[str, Any]], path: Path) -> None:
         for cell, text in ((env.start, "S"), (env.goal, "G")):
             maze.text(*cell, text, ha="center", va="center", color="tab:red", weight="bold")
         maze.set(title="goals tried", xlim=(0, env.size[0]), ylim=(0, env.size[1]), aspect="equal", xticks=[], yticks=[])
-        drawn.get_figure().colorbar(points, ax=maze, label="environment steps", shrink=0.8)
+        maze.get_figure().colorbar(points, ax=maze, label="environment steps", shrink=0.8)
 
 
 def plot(config: Config) -> None:
