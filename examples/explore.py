@@ -8,8 +8,8 @@ goals that it achieved before, but rarely: it gets there, acts at random from th
 candidate. The goal that was tried is the one that `herjax.end_episode` is given. The agent is that of ddpg.py. Playing, replay,
 proposals and updates are one scan; seeds are vmapped, and shared out among the devices that there are.
 
-python examples/explore.py                         # goals are proposed: the large maze is learned
-python examples/explore.py --proposal desired      # HER alone: it is not
+python examples/explore.py                         # goals are proposed: seeds begin to reach the goal
+python examples/explore.py --proposal desired      # HER alone: none does
 python examples/explore.py --plot                  # draws both, and the goals that were tried
 """
 
