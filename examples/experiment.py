@@ -32,7 +32,7 @@ class Training(NamedTuple):
     """What `run` takes from evaluation to evaluation."""
 
     loop: Any  # The state before the first step: a pytree.
-    advance: Callable[[Any, int], tuple[Any, Any]]  # (loop, evaluations so far) -> (loop, metrics): a dict of arrays [seeds].
+    advance: Callable[[Any, int], tuple[Any, Any]]  # (loop, evaluations so far) -> (loop, metrics): a dict of arrays by seed.
     facts: dict[str, Any]  # What results.json says beside metrics.
 
 
@@ -49,7 +49,7 @@ def over_seeds(config: Flags, start: Callable[..., Any], advance: Callable[..., 
     Args:
       config: how many, and where their randomness starts.
       start: `start(key)` gives the state of one seed before its first step, with a field `buffer`.
-      advance: `advance(loop, key)` takes it on to the next evaluation; returns the state and metrics, a dict of float32 [].
+      advance: `advance(loop, key)` takes it on to the next evaluation; returns the state and metrics, a dict of float32.
     """
     began, devices = time.perf_counter(), jax.local_devices()
     share = math.ceil(config.seeds / len(devices))
@@ -114,7 +114,7 @@ def run(
             for name, values in metrics.items():
                 for curve, value in zip(figures.setdefault(name, [[] for _ in values]), values.tolist(), strict=True):
                     curve.append(value)
-                for writer, value in zip(writers, values, strict=False):
+                for writer, value in zip(writers, values if values.ndim == 1 else (), strict=False):  # Scalars alone.
                     writer.add_scalar(name, value, taken * steps)
             bar.set_postfix_str(f"success {np.mean(metrics['success_rate']):.2f}", refresh=False)
             bar.update(steps * config.seeds)

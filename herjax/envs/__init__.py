@@ -9,5 +9,6 @@ if _found < "1":
 from herjax.envs.bit_flip import BitFlip
 from herjax.envs.planar_push import PlanarPush
 from herjax.envs.planar_reach import PlanarReach
+from herjax.envs.point_maze import PointMaze
 
-__all__ = ["BitFlip", "PlanarPush", "PlanarReach"]
+__all__ = ["BitFlip", "PlanarPush", "PlanarReach", "PointMaze"]

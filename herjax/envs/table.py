@@ -1,4 +1,4 @@
-"""What tasks on a plane have in common: a table, a disc that moves over it, and a point as goal."""
+"""What tasks on a plane have in common: a disc that moves over it, a table or the floor of a maze, and a point as goal."""
 
 from typing import TypeAlias, TypeVar
 
@@ -35,7 +35,7 @@ Params = TypeVar("Params", bound=TableParams)
 
 
 class Table(environment.Environment[State, Params]):
-    """A table [-1, 1]^2 with a disc, the hand, whose velocity is the action. As in Fetch, no goal terminates an episode."""
+    """A plane with a disc, the hand, whose velocity is the action. As in Fetch, no goal terminates an episode."""
 
     def compute_reward(self, achieved_goal: jax.Array, desired_goal: jax.Array, params: Params | None = None) -> jax.Array:
         """0 where the goals are at most `params.tolerance` apart, else -1: float32 [...] for goals [..., 2]."""
