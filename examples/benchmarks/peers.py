@@ -413,7 +413,7 @@ def line(row: Row) -> str:
     return f"{row['what']:>16} {row['system']:>32} {row['runs']:4} {figure} {ratios:>22}"
 
 
-def find_peers(asked: Sequence[str]) -> list[str]:
+def find_peers(asked: Sequence[str] = tuple(PEERS)) -> list[str]:
     """Those of the peers asked for that are installed; says how to get the others."""
     installed = [module for module in asked if importlib.util.find_spec(module) is not None]
     for distribution in (PEERS[module] for module in asked if module not in installed):

@@ -21,7 +21,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     folder = tmp_path_factory.mktemp("site")
-    program.build(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # Where no folder is called herjax, for which pdoc could take the module.
+        program.build(folder)
     return folder
 
 
