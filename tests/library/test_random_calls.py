@@ -329,7 +329,7 @@ NEXT = tuple(
     for options in (
         ("future", None, "episode_end", 0.6, 2, 8, 5, 1, None),
         ("random", 2, "episode_end", None, 1, 6, 4, 3, 0.5),
-        ("final", None, "episode_end", 1.0, 1, 3, 1, 1, 0.5),
+        ("final", None, "episode_end", 1.0, 1, 3, 2, 1, 0.5),
         (herjax.mixture({"future": 0.5, "random": 0.5}), 3, "episode_end", 0.6, 2, 4, 3, 2, 0.5, 0.0),
         ("episode", None, "sample", None, 2, 6, 5, 5, 1.0),
         (past, 3, "sample", 0.6, 1, 7, 4, 1, None),
