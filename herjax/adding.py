@@ -5,15 +5,12 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from herjax import checks, prioritized, windows
 from herjax.arguments import batched, check_goal, only_where
 from herjax.faults import on_explicit_axes, reported
 from herjax.functions import Goal, Transition
-from herjax.lanes import materialized
-from herjax.reading import places
-from herjax.rings import row_after, row_at, wrapped
+from herjax.rings import observation_after, observation_at, row_at
 from herjax.state import BufferState, after, config_of, count
 from herjax.storage import Words
 
@@ -56,12 +53,8 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     mask = checks.flags("mask", mask, config.num_envs)
     state, transition, goal = jax.lax.stop_gradient((state, transition, goal))
     envs = jnp.arange(config.envs, dtype=jnp.int32)
-    remaining = None
-    if config.next_of is not None:  # Read once, or XLA could not tell that it is read before it is written.
-        step, length = places(state, row_at(config, envs, state.head - state.held))
-        remaining = materialized(state.held[0] >= 0, length - step)
     # For what is written here and in `end_episode`: a transition may depend on a batch, by way of the policy.
-    state = after(state, (transition, goal, remaining))
+    state = after(state, (transition, goal))
     dropped = mask & (state.pending >= config.max_episode_length)
     stored = mask & ~dropped
     num_dropped = reported(
@@ -71,7 +64,7 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
         f"{config.max_episode_length}; the transition was dropped",
         env=jnp.argmax(dropped),
     )
-    state = _room_made(state, stored, remaining)
+    state = _room_made(state, stored)
     rows = jnp.where(stored, row_at(config, envs, state.head + state.pending), config.num_rows)
     if config.sample_running:
         goals = only_where(stored, jax.vmap(config.goal.pack)(batched(config, goal)))
@@ -85,26 +78,15 @@ def add(state: BufferState, transition: Transition, mask: jax.Array | bool = Tru
     )
 
 
-def _room_made(state: BufferState, stored: jax.Array, remaining: jax.Array | None) -> BufferState:
-    """Room for one more transition of the environments where `stored`, bool [n].
-
-    Args:
-      state: the buffer.
-      stored: where there is one.
-      remaining: with `next_of`, the transitions held of each environment's oldest episode, int32 [n].
-    """
-    config, observations = state.config, state.observations
-    most, lasts = (1, 0) if observations is None else (2, observations.held + 1)  # An episode's first step takes two rows.
-    used = state.held + state.pending + 1 + lasts
-    gone = jnp.where(stored, jnp.maximum(used - config.capacity_per_env, 0), 0)
-    if observations is not None and remaining is not None:
-        gone = jnp.minimum(gone, remaining)  # An episode's last step leaves two.
-        all_gone = (gone > 0) & (gone == remaining)
-        observations = observations._replace(held=observations.held - all_gone.astype(jnp.int32))
-    number = np.arange(most, dtype=np.int32)[None]
-    rows = row_at(config, jnp.arange(config.envs, dtype=jnp.int32)[:, None], (state.head - state.held)[:, None] + number)
-    state = prioritized.leave(state, jnp.where(number < gone[:, None], rows, config.num_rows).ravel())
-    return dataclasses.replace(state, held=state.held - gone, observations=observations)
+def _room_made(state: BufferState, stored: jax.Array) -> BufferState:
+    """Room for one more transition of the environments where `stored`, bool [n]: in a full ring the oldest one goes."""
+    config, used = state.config, state.held + state.pending
+    if state.observations is not None:
+        used += jnp.minimum(state.observations.episodes, state.held)
+    full = stored & (used >= config.capacity_per_env)
+    oldest = row_at(config, jnp.arange(config.envs, dtype=jnp.int32), state.head - state.held)
+    state = prioritized.leave(state, jnp.where(full, oldest, config.num_rows))
+    return dataclasses.replace(state, held=state.held - full.astype(jnp.int32))
 
 
 def _written(state: BufferState, rows: jax.Array, transition: Transition, stored: jax.Array) -> BufferState:
@@ -114,10 +96,10 @@ def _written(state: BufferState, rows: jax.Array, transition: Transition, stored
     given = only_where(stored, jax.vmap(config.storage.pack)(transition))
     if observations is not None:
         envs = jnp.arange(config.envs, dtype=jnp.int32)
-        now = row_at(config, envs, wrapped(config, state.head + observations.ended) + state.pending)
+        now = observation_at(config, envs, observations.head + state.pending)
         if not on_explicit_axes():  # Where JAX refuses to read what is not sharded by values that are.
             now = _reported_unless_follows(state, now, given, stored & (state.pending > 0))
-        shared = tuple(jnp.where(stored, row, config.num_rows) for row in (now, row_after(config, now)))
+        shared = tuple(jnp.where(stored, row, config.num_observations) for row in (now, observation_after(config, now)))
         observations = observations._replace(at=windows.write(observations.at, rows, shared[0][:, None]))
     columns = []
     for column, array, words in zip(config.storage.columns, state.columns, given, strict=True):

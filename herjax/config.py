@@ -88,9 +88,9 @@ class Config:
         if self.strategy == as_mixture("final"):
             self._set("num_goals", min(self.num_goals, 1))
         self._set_functions()
-        # Before an offset is wrapped, as much is added as an episode has steps, or a ring rows; and there is one row more.
-        most_added = self.max_episode_length if self.next_of is None else self.rows_per_env
-        last_index = (self.envs * (self.rows_per_env + most_added) + 1) * self.num_copies
+        # Before an offset is wrapped, as much is added as an episode has rows; and there is one row more.
+        longest = self.rows_per_env + self.max_episode_length + (0 if self.next_of is None else 2)
+        last_index = (self.envs * longest + 1) * self.num_copies
         if last_index > INT32_MAX:
             raise ValueError(
                 f"capacity {self.capacity} with num_goals {self.num_goals} takes indices up to {last_index}, more than an "
@@ -202,9 +202,19 @@ class Config:
         return self.capacity_per_env + (self.max_episode_length if self.keeps_oldest else 0)
 
     @property
+    def observations_per_env(self) -> int:
+        """Rows of one environment's ring of observations: one more, for the first of the next episode."""
+        return self.rows_per_env + 1
+
+    @property
     def num_rows(self) -> int:
         """Rows of all environments."""
         return self.envs * self.rows_per_env
+
+    @property
+    def num_observations(self) -> int:
+        """Rows of observations of all environments."""
+        return self.envs * self.observations_per_env
 
     @property
     def longest_window(self) -> int:

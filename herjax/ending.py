@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from herjax import checks, hindsight, prioritized
+from herjax import checks, hindsight, prioritized, windows
 from herjax.arguments import batched, check_goal, only_where
 from herjax.functions import Goal
 from herjax.lanes import Chunk, for_each_step, materialized, seen, written_after
 from herjax.reading import Visits
-from herjax.rings import row_at, wrapped
+from herjax.rings import observation_at, row_at, wrapped
 from herjax.state import BufferState, Observations, config_of
 
 
@@ -55,7 +55,7 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         head=row_at(config, jnp.int32(0), state.head + lengths),
         held=state.held + lengths,
         pending=state.pending - lengths,
-        observations=_one_more(state, lengths > 0),
+        observations=_all_observed(state, lengths),
     )
     goals = None if config.sample_running else only_where(lengths > 0, jax.vmap(config.goal.pack)(batched(config, goal)))
 
@@ -79,7 +79,8 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         )
         return prioritized.enter(ended, targets)
 
-    return for_each_step(lengths, config.max_episode_length, commit, ended)
+    ended = for_each_step(lengths, config.max_episode_length, commit, ended)
+    return ended if config.next_of is None else for_each_step(jnp.sign(lengths), 1, _last_observation, ended)
 
 
 @jax.jit
@@ -119,9 +120,30 @@ def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
     return dataclasses.replace(state, pending=state.pending - lengths)
 
 
-def _one_more(state: BufferState, ended: jax.Array) -> Observations | None:
-    """The observations where these environments', bool [n], episodes have ended."""
-    observations, more = state.observations, ended.astype(jnp.int32)
+def _all_observed(state: BufferState, lengths: jax.Array) -> Observations | None:
+    """The observations where episodes of these lengths, int32 [n], have ended; 0 where none has."""
+    observations, ended = state.observations, jnp.sign(lengths)
     if observations is None:
         return None
-    return observations._replace(ended=wrapped(state.config, observations.ended + more), held=observations.held + more)
+    head = wrapped(state.config.observations_per_env, observations.head + lengths + ended)
+    return observations._replace(head=head, episodes=observations.episodes + ended)
+
+
+def _last_observation(state: BufferState, _: jax.Array, steps: Chunk) -> BufferState:
+    """Room for the row that the last observation of each environment's ended episode has taken; and `episodes`, counted."""
+    config, observations, env = state.config, state.observations, steps.env
+    assert observations is not None  # Asked for with `next_of` alone.
+    oldest = row_at(config, env, state.head[env] - state.held[env])
+    first, newest = windows.read(observations.at, oldest, 1)[:, 0], observation_at(config, env, observations.head[env] - 1)
+    used = 1 + wrapped(config.observations_per_env, newest - first)
+    gone = steps.valid & (used > config.capacity_per_env)
+    change = jnp.where(steps.valid, used - state.held[env] - observations.episodes[env], 0)
+    observations = observations._replace(episodes=_added(observations.episodes, env, change))
+    held = _added(state.held, env, -gone.astype(jnp.int32))
+    state = dataclasses.replace(state, held=held, observations=observations)
+    return prioritized.leave(state, jnp.where(gone, oldest, config.num_rows))
+
+
+def _added(counts: jax.Array, env: jax.Array, more: jax.Array) -> jax.Array:
+    """Counts, int32 [n], and `more` of each of `env`, int32 [k] each."""
+    return windows.write(counts, env, more[:, None], jax.lax.scatter_add)

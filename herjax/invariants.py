@@ -192,26 +192,23 @@ def _check_steps(state: BufferState) -> None:
 
 def _check_observations(state: BufferState, observations: Observations) -> None:
     """Checks that the observations of what is held follow one another, one more for each episode, and fit the capacity."""
-    config = state.config
-    ended, episodes = observations.ended, observations.held
-    most = config.rows_per_env - 1
-    _require(observations.at[-1] == config.num_rows, "state.observations.at[-1]", observations.at[-1], f"be {config.num_rows}")
-    _require((ended >= 0) & (ended <= most), "state.observations.ended of environment", ended, f"lie in 0 .. {most}")
+    config, head, episodes = state.config, observations.head, observations.episodes
+    ring, nobodys = config.observations_per_env, config.num_observations
+    _require(observations.at[-1] == nobodys, "state.observations.at[-1]", observations.at[-1], f"be {nobodys}")
+    _require((head >= 0) & (head < ring), "state.observations.head of environment", head, f"lie in 0 .. {ring - 1}")
     for env in range(config.envs):
-        rows, running = _oldest_first(state, env), int(state.pending[env])
+        rows, running = _oldest_first(state, env), np.arange(int(state.pending[env]))
         step, length = map(np.asarray, places(state, jnp.asarray(rows)))
         ends = step == length - 1
         held = int(ends.sum())
-        _require(
-            episodes[env] == held, f"state.observations.held of environment {env}", episodes[env], f"be {held}, as rows say"
-        )
-        taken = len(rows) + held + running + bool(running)
+        name = f"state.observations.episodes of environment {env}"
+        _require(episodes[env] >= held, name, episodes[env], f"be >= {held}, as rows say")
+        taken = len(rows) + min(int(episodes[env]), len(rows)) + len(running)
         fits = taken <= config.capacity_per_env
         _require(fits, f"observations of environment {env} in use", taken, f"be <= {config.capacity_per_env}, the capacity")
-        begin = state.head[env] + ended[env]
-        offset = begin - len(rows) - held + np.arange(len(rows)) + np.cumsum(ends) - ends
-        rows = np.append(rows, env * config.rows_per_env + (state.head[env] + np.arange(running)) % config.rows_per_env)
-        must = env * config.rows_per_env + np.append(offset, begin + np.arange(running)) % config.rows_per_env
+        offset = head[env] - len(rows) - held + np.arange(len(rows)) + np.cumsum(ends) - ends
+        must = env * ring + np.append(offset, head[env] + running) % ring
+        rows = np.append(rows, env * config.rows_per_env + (state.head[env] + running) % config.rows_per_env)
         found = observations.at[rows]
         _require(found == must, "observation of row", found, "follow that of the row before", rows)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from herjax import windows
 from herjax.functions import Transition
 from herjax.lanes import materialized, materialized_with
-from herjax.rings import first_held, row_after, running_place
+from herjax.rings import first_held, observation_after, running_place
 from herjax.rows import Pytree
 from herjax.state import BufferState, can_sample
 from herjax.storage import Words
@@ -77,7 +77,7 @@ def _addresses(state: BufferState, rows: jax.Array) -> tuple[tuple[jax.Array, ..
         return (rows,), ()
     there = state.held[0] >= 0  # Always, but XLA does not know: it would read each again for every word of an observation.
     now: jax.Array = materialized(there, windows.read(state.observations.at, rows, 1)[:, 0])
-    return (rows,), (now, row_after(state.config, now))
+    return (rows,), (now, observation_after(state.config, now))
 
 
 def _words(state: BufferState, alone: tuple[jax.Array, ...], shared: tuple[jax.Array, ...], part: slice = slice(None)) -> Words:

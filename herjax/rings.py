@@ -8,15 +8,15 @@ from herjax.lanes import group_of
 from herjax.state import BufferState
 
 
-def wrapped(config: Config, offset: jax.Array) -> jax.Array:
-    """Wraps an offset that has left the ring, by less than its length: int32 of `offset`'s shape."""
-    offset = jnp.where(offset < 0, offset + config.rows_per_env, offset)
-    return jnp.where(offset >= config.rows_per_env, offset - config.rows_per_env, offset)
+def wrapped(rows: int, offset: jax.Array) -> jax.Array:
+    """Wraps an offset that has left a ring of so many rows, by less than its length: int32 of `offset`'s shape."""
+    offset = jnp.where(offset < 0, offset + rows, offset)
+    return jnp.where(offset >= rows, offset - rows, offset)
 
 
 def row_at(config: Config, env: jax.Array, offset: jax.Array) -> jax.Array:
     """The row at an offset in an environment's ring, wrapped: int32."""
-    return env * config.rows_per_env + wrapped(config, offset)
+    return env * config.rows_per_env + wrapped(config.rows_per_env, offset)
 
 
 def env_and_offset(config: Config, row: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -25,13 +25,6 @@ def env_and_offset(config: Config, row: jax.Array) -> tuple[jax.Array, jax.Array
         return jnp.zeros_like(row), row
     env = jax.lax.div(row, jnp.int32(config.rows_per_env))
     return env, row - env * config.rows_per_env
-
-
-def row_after(config: Config, row: jax.Array) -> jax.Array:
-    """The next row of the same ring: int32 of `row`'s shape. Of the row that is nobody's, that one."""
-    later = row + 1
-    wraps = jax.lax.rem(later, jnp.int32(config.rows_per_env)) == 0
-    return jnp.minimum(jnp.where(wraps, later - config.rows_per_env, later), config.num_rows)
 
 
 def row_of_step(config: Config, row: jax.Array, step: jax.Array, other: jax.Array) -> jax.Array:
@@ -52,14 +45,16 @@ def is_held(state: BufferState, row: jax.Array) -> jax.Array:
     """Whether a row, any int32, holds a transition that can be drawn; bool of `row`'s shape."""
     inside = (row >= 0) & (row < state.config.num_rows)
     env, offset = env_and_offset(state.config, jnp.where(inside, row, 0))
-    age = 1 + wrapped(state.config, state.newest[env] - 1 - offset)  # 1 for the youngest.
+    age = 1 + wrapped(state.config.rows_per_env, state.newest[env] - 1 - offset)  # 1 for the youngest.
     return inside & (age <= state.drawable[env])
 
 
 def first_held(state: BufferState, row: jax.Array, step: jax.Array) -> jax.Array:
     """The first step still held of the episode whose `step` is in `row`, which is held: int32 of `row`'s shape."""
     env, offset = env_and_offset(state.config, row)
-    older = state.drawable[env] - 1 - wrapped(state.config, state.newest[env] - 1 - offset)  # Rows of its environment.
+    older = (
+        state.drawable[env] - 1 - wrapped(state.config.rows_per_env, state.newest[env] - 1 - offset)
+    )  # Rows of its environment.
     return jnp.clip(step - older, 0, step)
 
 
@@ -69,7 +64,19 @@ def running_place(state: BufferState, row: jax.Array) -> tuple[jax.Array, jax.Ar
     It is in it if the step is below the length.
     """
     env, offset = env_and_offset(state.config, row)
-    return wrapped(state.config, offset - state.head[env]), state.pending[env]
+    return wrapped(state.config.rows_per_env, offset - state.head[env]), state.pending[env]
+
+
+def observation_at(config: Config, env: jax.Array, offset: jax.Array) -> jax.Array:
+    """The row at an offset in an environment's ring of observations, wrapped: int32."""
+    return env * config.observations_per_env + wrapped(config.observations_per_env, offset)
+
+
+def observation_after(config: Config, row: jax.Array) -> jax.Array:
+    """The next row of the same ring of observations: int32 of `row`'s shape. Of the row that is nobody's, that one."""
+    later, rows = row + 1, config.observations_per_env
+    wraps = jax.lax.rem(later, jnp.int32(rows)) == 0
+    return jnp.minimum(jnp.where(wraps, later - rows, later), config.num_observations)
 
 
 def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ A row holds one transition, and has `num_copies` indices: copy `c` of row `r` ha
 pursued, the others have hindsight goals. With `relabel="sample"` a row has one index, which stores the pursued goal. Each index
 has a priority. And each row has a place: its step, and its episode's length.
 
-With `next_of`, a row says where its observation lies, which has a ring of its own, of the same capacity: see `Observations`.
+With `next_of`, a row says where its observation lies, which has a ring of its own: see `Observations`.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ from herjax.rows import INT32_MAX, Pytree
 
 
 class Observations(NamedTuple):
-    """Where the rows of columns lie that two steps share: in a second ring of each environment, as long as the first.
+    """Where the rows of columns lie that two steps share: in a second ring of each environment, one row longer than the first.
 
     An episode of T transitions takes T + 1 rows of it, the last of which holds what came after the last step.
     """
 
-    at: jax.Array  # int32 [R + 1]; of each transition's row, which row its own observation has. Of row R, that one.
-    ended: jax.Array  # int32 [n]; episodes ended, modulo a ring's rows: as far as this ring is ahead of the first.
-    held: jax.Array  # int32 [n]; finished episodes of which a transition is held.
+    at: jax.Array  # int32 [R + 1]; of each transition's row, which row its own observation has. Of row R, the last.
+    head: jax.Array  # int32 [n]; where in this ring the running episode begins.
+    episodes: jax.Array  # int32 [n]; finished episodes of which a transition is held: so many, or fewer if one runs.
 
 
 @partial(
@@ -79,7 +79,7 @@ class BufferState:
       (True, [0, 0, 0])
     """
 
-    columns: tuple[jax.Array, ...]  # Transitions: R + 1 rows of each of `config.storage.columns`; [(R + 1) * words] each.
+    columns: tuple[jax.Array, ...]  # Transitions: rows of each of `config.storage.columns`, R + 1 or those of the second ring.
     observations: Observations | None  # Where what two steps share is, with `next_of`.
     places: jax.Array  # R + 1 rows of `config.place`, likewise: int [2] each, the step and the length of its episode.
     copies: jax.Array  # (R + 1) * K rows of `config.stored`, likewise.
@@ -119,7 +119,9 @@ def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
         return jnp.full(1, value, dtype)[0]
 
     return BufferState(
-        columns=tuple(column.layout.zeros(num_rows) for column in config.storage.columns),
+        columns=tuple(
+            column.layout.zeros(config.num_observations + 1 if column.later else num_rows) for column in config.storage.columns
+        ),
         observations=_no_observations(config),
         places=config.place.zeros(num_rows),
         copies=config.stored.zeros(num_rows * config.num_copies),
@@ -139,7 +141,7 @@ def _no_observations(config: Config) -> Observations | None:
     per_env = partial(jnp.zeros, config.envs, jnp.int32)
     if config.next_of is None:
         return None
-    return Observations(jnp.full(config.num_rows + 1, config.num_rows, jnp.int32), per_env(), per_env())
+    return Observations(jnp.full(config.num_rows + 1, config.num_observations, jnp.int32), per_env(), per_env())
 
 
 def config_of(state: BufferState, *, one_run: bool = True) -> Config:
@@ -167,7 +169,7 @@ def can_sample(state: BufferState) -> jax.Array:
     For a `lax.cond` under `vmap` ask `herjax.in_all_runs(herjax.can_sample(buffer))`: JAX takes both
     branches of one that differs by run.
 
-    Once True, it stays True while `capacity` is above `max_episode_length`, for each environment, with `next_of` by at least 3.
+    Once True, it stays True while `capacity` is above `max_episode_length`, for each environment, with `next_of` by at least 2.
     Else a running episode of full length takes the place of all that was held.
 
     Args:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from herjax import windows
 from herjax.lanes import materialized, written_after
 
-FANOUT_BITS = 3
+FANOUT_BITS = 4
 FANOUT = 2**FANOUT_BITS
 _FEW = 256  # A level of at most this many nodes, or twice as many as changed, is summed whole: faster than to gather children.
 MOST_LEAVES = 2**24

@@ -53,7 +53,7 @@ class Oracle:
     """Every transition that ever finished, in order, of which the newest are held.
 
     In a full buffer each transition of the running episode takes the place of the oldest. With `next_of` an episode takes one
-    place more than it has transitions, until none of these is held.
+    place more than it has transitions, from its end on, until none of these is held; this is seen when the next one ends.
     """
 
     capacity: int
@@ -64,6 +64,8 @@ class Oracle:
     finished: list[int] = field(default_factory=list)
     """The ids of all transitions that ever finished, oldest first."""
     num_held: int = 0
+    num_lasts: int = 0
+    """Episodes held when one last ended: each takes a place for its last observation."""
     num_dropped: int = 0
 
     def add(self, transition: int) -> None:
@@ -72,8 +74,7 @@ class Oracle:
             self.num_dropped += 1
             return
         self.pending.append(transition)
-        while self.places_taken > self.capacity:
-            self.num_held -= 1
+        self.make_room()
 
     def end_episode(self, goal: int, *, done: bool = True) -> None:
         """End the running episode, where there is one and it is done."""
@@ -82,19 +83,18 @@ class Oracle:
             self.num_held += len(self.pending)
             self.episodes.append(Episode(goal, tuple(self.pending), tuple(self.held)))
             self.pending = []
+            held = set(self.held)
+            self.num_lasts = sum(episode.transitions[-1] in held for episode in self.episodes[-self.capacity :])
+            self.make_room()
 
     def discard(self) -> None:
         """Forget the running episode. What it made room for stays gone."""
         self.pending = []
 
-    @property
-    def places_taken(self) -> int:
-        """Of the capacity, by what is held and by the running episode."""
-        lasts = 0
-        if self.next_of:
-            held = set(self.held)
-            lasts = sum(episode.transitions[-1] in held for episode in self.episodes[-self.capacity :]) + bool(self.pending)
-        return self.num_held + len(self.pending) + lasts
+    def make_room(self) -> None:
+        """Let the oldest go while there is more than fits. No episode takes more places than two for each transition held."""
+        while self.num_held + len(self.pending) + self.next_of * min(self.num_lasts, self.num_held) > self.capacity:
+            self.num_held -= 1
 
     @property
     def held(self) -> list[int]:

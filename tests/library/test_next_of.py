@@ -269,12 +269,12 @@ def test_no_check_of_checkify_raises_a_false_alarm(name: str) -> None:
     [
         (".observations.at", -1, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
         (".observations.at", 0, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
-        (".observations.held", 0, 1, r"observations\.held of environment 0 is \d; it must be \d, as rows say"),
-        (".observations.held", 1, -1, r"observations\.held of environment 1 is \d; it must be \d, as rows say"),
-        (".observations.ended", 1, -15, r"observations\.ended of environment 1 is -\d+; it must lie in 0 \.\. 14"),
-        (".observations.ended", 0, 15, r"observations\.ended of environment 0 is \d+; it must lie in 0 \.\. 14"),
-        (".observations.ended", 0, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
-        (".pending", 0, 1, "observations of environment 0 in use is 16; it must be <= 15, the capacity"),
+        (".observations.episodes", 0, 9, "observations of environment 0 in use is [0-9]+; it must be <= 15, the capacity"),
+        (".observations.episodes", 1, -2, r"observations\.episodes of environment 1 is \d; it must be >= \d, as rows say"),
+        (".observations.head", 1, -16, r"observations\.head of environment 1 is -\d+; it must lie in 0 \.\. 15"),
+        (".observations.head", 0, 16, r"observations\.head of environment 0 is \d+; it must lie in 0 \.\. 15"),
+        (".observations.head", 0, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
+        (".pending", 0, 3, "observations of environment 0 in use is [0-9]+; it must be <= 15, the capacity"),
     ],
 )
 def test_what_is_broken_is_named(name: str, at: int, amount: int, message: str) -> None:
