@@ -21,7 +21,7 @@ Each step of the loop then calls, in this order:
 - `herjax.envs` has environments, `herjax.checkpoints` saves training states. `__version__` is the version.
 
 Where to begin: every option is explained in `help(herjax.init)`. The help of each function has an example that runs as it is
-printed. The README has a whole training loop.
+printed. The README has a whole training loop. Other modules of the package are private.
 """
 
 from importlib import import_module
@@ -48,6 +48,11 @@ def __getattr__(name: str) -> ModuleType:
     if name in ("checkpoints", "envs"):
         return import_module(f"herjax.{name}")
     raise AttributeError(f"module 'herjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names. `envs` and `checkpoints` once they are imported: `help` imports all that is listed."""
+    return sorted({*__all__, *({"checkpoints", "envs"} & globals().keys())})
 
 
 __all__ = [

@@ -11,10 +11,12 @@ from herjax.rows import Pytree
 def check_goal(config: Config, caller: str, goal: Goal | None, *, given: bool) -> None:
     """Raises unless a goal is given where it must be, and nowhere else, and is like `goal_fn`'s."""
     if (goal is not None) != given:
-        here, other = ("missing", "give it to") if given else ("given", "pass None to")
+        here, remedy = ("missing", f"give it to {caller}") if given else ("given", f"pass None to {caller}")
+        if given and config.sample_running:
+            remedy += " as `goal=goal`; the third argument is `mask`"
         raise ValueError(
             f"goal is {here}: init had sample_running={config.sample_running}, where the goal is an argument of "
-            f"{'add' if config.sample_running else 'end_episode'}; {other} {caller}."
+            f"{'add' if config.sample_running else 'end_episode'}; {remedy}."
         )
     if given:
         config.goal.check("goal", goal, config.num_envs)

@@ -144,7 +144,7 @@ class _Short(str):
 def scalar(name: str, result: Pytree, *kinds: type) -> None:
     """`ValueError` unless the function `name` has returned one number, not batched; `TypeError` unless of one of `kinds`."""
     if not isinstance(result, jax.ShapeDtypeStruct) or result.shape:
-        raise ValueError(f"{name} returns {result}; return one scalar (shape ()) for one transition: herjax vmaps it.")
+        raise ValueError(f"{name} returns {_shapes(result)}; return one scalar (shape ()) for one transition: herjax vmaps it.")
     if not any(jnp.issubdtype(result.dtype, kind) for kind in kinds):
         wanted = " or ".join({jnp.floating: "a float", jnp.integer: "an integer", jnp.bool_: "a bool"}[kind] for kind in kinds)
         raise TypeError(f"{name} returns dtype {result.dtype}; return {wanted}; astype converts it.")

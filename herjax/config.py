@@ -17,7 +17,7 @@ from herjax.strategies import Mixture, as_mixture
 
 
 class Copy(NamedTuple):
-    """What an index stores with `relabel="episode_end"`: a transition's copy under one goal, without the transition."""
+    """A transition's copy under one goal, without the transition: what an index stores with `relabel="episode_end"`."""
 
     goal: Goal
     reward: jax.Array  # []; of the window. `reward_fn`'s dtype, or float32 where integers are summed.
@@ -26,14 +26,14 @@ class Copy(NamedTuple):
 
 
 TRACED = "traced"
-"""In place of a number that `init` was given as an array: the state has it, so that it may differ from run to run."""
+"""Stands for a number that `init` was given as an array. The state has the number, so that it may differ from run to run."""
 
 NUMBERS = {"discount": 1.0, "priority_exponent": None, "priority_epsilon": None}
 """Settings that may be traced, and the most that each can be."""
 
 
 def settings_and_numbers(**given: jax.Array | float | None) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """Numbers that `init` was given, by name, checked: what `Config` keeps of each, and what the state keeps of arrays."""
+    """Checks numbers that `init` was given, by name. Returns what `Config` keeps of each, and the arrays, for the state."""
     checked = {
         name: None if value is None and name != "priority_epsilon" else checks.number_or_array(name, value, NUMBERS[name])
         for name, value in given.items()
@@ -44,7 +44,7 @@ def settings_and_numbers(**given: jax.Array | float | None) -> tuple[dict[str, A
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Config:
-    """Everything that decides shapes and behaviour. Static; what `init` documents has the meaning that it has there.
+    """Everything that decides shapes and behaviour. It is static. `init` documents its arguments.
 
     Raises `ValueError` or `TypeError`, as `init` does.
     """
@@ -88,7 +88,7 @@ class Config:
         if self.strategy == as_mixture("final"):
             self._set("num_goals", min(self.num_goals, 1))
         self._set_functions()
-        # Before an offset is wrapped, as much is added as an episode has rows; and there is one row more.
+        # Up to an episode's rows are added to a row before it is wrapped. And there is one row more.
         longest = self.rows_per_env + self.max_episode_length + (0 if self.next_of is None else 2)
         last_index = (self.envs * longest + 1) * self.num_copies
         if last_index > INT32_MAX:
@@ -190,9 +190,9 @@ class Config:
 
     @property
     def keeps_oldest(self) -> bool:
-        """Whether there are an episode's rows beyond the capacity, for the steps of the oldest episode that have made room.
+        """Whether a ring has `max_episode_length` rows more, which keep steps of the oldest episode that have made room.
 
-        So it is where a goal that is drawn at sampling may come from an earlier step.
+        A goal that is drawn at sampling may come from such an earlier step.
         """
         return self.relabels_when_sampled and self.num_goals > 0 and self.strategy.looks_back
 

@@ -39,5 +39,5 @@ def _uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.Array
     drawn = scale(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
     number = jax.lax.div(drawn, jnp.int32(num_copies))
     indices = held_row(state, number) * num_copies + (drawn - number * num_copies)
-    drawn_once: jax.Array = materialized(can_sample(state), indices)  # Else XLA draws each for every word that is read of it.
+    drawn_once: jax.Array = materialized(can_sample(state), indices)  # Else XLA draws each anew for every word read.
     return drawn_once

@@ -77,7 +77,7 @@ def _goal_steps(strategy: Mixture, key: jax.Array, visits: Visits, num_goals: in
     that is not valid mean nothing, but lie in `0 .. length - 1` too.
 
     Returns:
-      The steps, int32 [n, num_goals]; and, bool [n, num_goals], which goals come from anywhere instead.
+      The steps, int32 [n, num_goals], and which goals come from any episode instead, bool [n, num_goals].
     """
     step, length = visits.step, visits.length
     shape = (*step.shape, num_goals)
@@ -123,7 +123,7 @@ def _clipped(drawn: jax.Array, length: jax.Array, chosen: jax.Array) -> jax.Arra
 
 
 def powers(state: BufferState) -> jax.Array:
-    """`discount^i` for i in `0 .. longest_window`: float32 [longest_window + 1]; 0 where it is less than a normal one."""
+    """`discount^i` for i in `0 .. longest_window`: float32 [longest_window + 1]. Subnormal powers are 0."""
     discount, exponents = state.number("discount"), np.arange(state.config.longest_window + 1)
     if isinstance(discount, jax.Array):
         found = discount ** exponents.astype(np.float32)
@@ -154,7 +154,7 @@ def _copy(config: Config, weights: jax.Array, window: Transition, remaining: jax
       config: the buffer's settings.
       weights: float32 [longest_window], of the rewards.
       window: the transition and those after it, each leaf [longest_window, ...].
-      remaining: int32 [], steps to the episode's end, this one included; of `window`, what comes after means nothing.
+      remaining: int32 [], steps to the episode's end, this one included. What `window` has after that end means nothing.
       goal: the goal desired.
     """
     reward = jax.vmap(config.reward_fn, (0, None))(window, goal)

@@ -1,4 +1,4 @@
-"""Strategies: which achieved goal to have wanted (Andrychowicz et al. 2017, arXiv:1707.01495, section 3.4).
+"""Strategies: which achieved goal becomes a hindsight goal (Andrychowicz et al. 2017, arXiv:1707.01495, section 3.4).
 
 They know episodes and goals, and nothing of how a buffer stores them.
 """
@@ -26,7 +26,7 @@ RANDOM = "random"
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Quantile:
-    """A strategy that one uniform number decides. All goals' numbers can be drawn at once, faster than from a key for each."""
+    """A strategy that needs one uniform number a goal. To draw all numbers at once is faster than to use a key for each."""
 
     name: str
     place: PlaceFn
@@ -47,7 +47,7 @@ Source: TypeAlias = Quantile | Function | str
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """Sources of hindsight goals, and their shares. A strategy is one of these, mostly of one source."""
+    """Sources of hindsight goals, and their shares. Every strategy is one of these; most have one source."""
 
     shares: tuple[tuple[Source, float], ...]  # > 0; they add up to 1.
 
@@ -76,14 +76,14 @@ class Mixture:
 
 
 def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
-    """A strategy whose goals have a source each, drawn in proportion to the weights.
+    """A strategy that draws a source for each goal, in proportion to the weights.
 
     OGBench's value goals (arXiv:2410.20092) are `mixture({geometric(0): 0.2, geometric(0.99): 0.5, "random": 0.3})`: the
     achieved goal of the transition itself, of a later step, and of any step held.
 
     Args:
-      weights: the weight of each source, a strategy's name or function. Finite, >= 0, one of them above 0; they need not add up
-        to 1.
+      weights: each source's weight. A source is a strategy's name or function. Weights are finite and >= 0, and one of them is
+        above 0; they need not add up to 1.
 
     Returns:
       The strategy, for `init`. Two of the same sources and shares are equal. A weight of at most 2^-24 of the largest counts
@@ -115,7 +115,7 @@ def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
 
 
 def as_mixture(strategy: str | StrategyFn | Mixture) -> Mixture:
-    """The strategy that `init` is given. Raises as `mixture` does."""
+    """The strategy that `init` is given, as a `Mixture`. Raises as `mixture` does."""
     return strategy if isinstance(strategy, Mixture) else Mixture(((_source(strategy), 1.0),))
 
 
@@ -164,8 +164,8 @@ def _final(quantile: jax.Array, step: jax.Array, length: jax.Array) -> jax.Array
 def geometric(discount: float) -> StrategyFn:
     """A strategy that prefers near goals: `P(step + j)` proportional to `discount^j`, `j = 0 .. length - 1 - step`.
 
-    The truncated geometric distribution of contrastive RL (Eysenbach et al. 2022, arXiv:2206.07568, section 3). Two of one
-    discount are equal.
+    The truncated geometric distribution of contrastive RL (Eysenbach et al. 2022, arXiv:2206.07568, section 3). Two are
+    equal if their discounts are.
 
     Args:
       discount: in [0, 1]. 0 keeps the transition's own achieved goal, 1 is `"future"`.

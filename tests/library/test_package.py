@@ -1,8 +1,10 @@
 """What is said in two places is the same in both."""
 
+import ast
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 def test_the_version_is_that_of_the_distribution() -> None:
     """What was built has the version that herjax says."""
     assert version("herjax") == herjax.__version__
+
+
+def test_dir_lists_what_is_public() -> None:
+    """In a new interpreter, none of the modules that the calls come from; the modules of users once they are imported."""
+    lines = "import herjax; print(dir(herjax)); from herjax import envs; print(dir(herjax))"
+    program = subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True)
+    before, after = (ast.literal_eval(line) for line in program.stdout.splitlines())
+    assert before == sorted(herjax.__all__)
+    assert after == sorted([*herjax.__all__, "envs"])
 
 
 @pytest.mark.parametrize("tool", ["ruff", "check-jsonschema", "zizmor"])
