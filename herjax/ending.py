@@ -79,8 +79,9 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         )
         return prioritized.enter(ended, targets)
 
-    ended = for_each_step(lengths, config.max_episode_length, commit, ended)
-    return ended if config.next_of is None else for_each_step(jnp.sign(lengths), 1, _last_observation, ended)
+    if config.next_of is not None:
+        ended = for_each_step(jnp.sign(lengths), 1, _last_observation, ended)
+    return for_each_step(lengths, config.max_episode_length, commit, ended)
 
 
 @jax.jit
