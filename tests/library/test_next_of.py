@@ -212,7 +212,8 @@ def test_goals_are_where_steps_led(strategy: str, ring: int, options: dict) -> N
             goals |= {goal} & {led[each] for each in sources}
     lasts = np.cumsum([len(episode.transitions) + 1 for episode in oracles[0].episodes])
     lasts = lasts[[episode.transitions[-1] + 1 in goals for episode in oracles[0].episodes]]
-    assert len(set(lasts % ring)) >= ring - 1 and {0, 1} <= set(lasts % ring)  # At the ring's last row and at its first, too.
+    assert len(set(lasts % ring)) >= ring - 1
+    assert {0, 1} <= set(lasts % ring), "the ring's last row, and its first"
 
 
 @pytest.mark.parametrize("relabel", ["episode_end", "sample"])
