@@ -79,8 +79,9 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         )
         return prioritized.enter(ended, targets)
 
-    ended = for_each_step(lengths, config.max_episode_length, commit, ended)
-    return ended if config.next_of is None else for_each_step(jnp.sign(lengths), 1, _last_observation, ended)
+    if config.next_of is not None:
+        ended = for_each_step(jnp.sign(lengths), 1, _last_observation, ended)
+    return for_each_step(lengths, config.max_episode_length, commit, ended)
 
 
 @jax.jit
@@ -121,7 +122,7 @@ def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
 
 
 def _all_observed(state: BufferState, lengths: jax.Array) -> Observations | None:
-    """The observations where episodes of these lengths, int32 [n], have ended; 0 where none has."""
+    """The observations once episodes of these lengths, int32 [n], have ended; 0 where none has."""
     observations, ended = state.observations, jnp.sign(lengths)
     if observations is None:
         return None
@@ -130,7 +131,7 @@ def _all_observed(state: BufferState, lengths: jax.Array) -> Observations | None
 
 
 def _last_observation(state: BufferState, _: jax.Array, steps: Chunk) -> BufferState:
-    """Room for the row that the last observation of each environment's ended episode has taken; and `episodes`, counted."""
+    """Makes room for the row that an ended episode's last observation has taken; and counts `episodes`."""
     config, observations, env = state.config, state.observations, steps.env
     assert observations is not None  # Asked for with `next_of` alone.
     oldest = row_at(config, env, state.head[env] - state.held[env])

@@ -1,11 +1,11 @@
 """The state of a buffer, and where its rows lie.
 
-Each environment has a ring of `rows_per_env` rows, and these rings lie one after another. A ring holds, oldest first and going
-round its end to its start:
+Each environment has a ring of `rows_per_env` rows. The rings lie one after another. A ring holds, oldest first, and going on at
+its start when it comes to its end:
 
     [head - held, head)        finished transitions
     [head, head + pending)     the running episode
-    the rest                   nothing that is sampled
+    the rest                   free rows
 
 The running episode makes room for itself as it grows: in a full ring each of its transitions takes the place of the oldest.
 With `sample_running` its transitions are sampled like finished ones.
@@ -34,12 +34,12 @@ from herjax.rows import INT32_MAX, Pytree
 class Observations(NamedTuple):
     """Where the rows of columns lie that two steps share: in a second ring of each environment, one row longer than the first.
 
-    An episode of T transitions takes T + 1 rows of it, the last of which holds what came after the last step.
+    An episode of T transitions takes T + 1 rows of it. The last holds what came after the last step.
     """
 
     at: jax.Array  # int32 [R + 1]; of each transition's row, which row its own observation has. Of row R, the last.
     head: jax.Array  # int32 [n]; where in this ring the running episode begins.
-    episodes: jax.Array  # int32 [n]; finished episodes of which a transition is held: so many, or fewer if one runs.
+    episodes: jax.Array  # int32 [n]; finished episodes of which a transition is held. It is counted when one ends.
 
 
 @partial(

@@ -1,4 +1,4 @@
-"""What is stored of a transition: columns, some of which it shares with the step before or after it (`next_of`)."""
+"""How a transition is stored: in columns. With `next_of`, two steps share some of them."""
 
 import dataclasses
 from collections.abc import Hashable, Mapping
@@ -11,7 +11,7 @@ from herjax.functions import Transition
 from herjax.rows import Layout, Pytree, name_of
 
 Words: TypeAlias = tuple[tuple[jax.Array, ...], ...]
-"""A transition as it is stored: of each column its row, and, if two steps share it, the next row."""
+"""A transition as it is stored: its row of each column; of a column that two steps share, the next row, too."""
 
 
 class Column(NamedTuple):

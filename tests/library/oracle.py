@@ -92,9 +92,14 @@ class Oracle:
         self.pending = []
 
     def make_room(self) -> None:
-        """Let the oldest go while there is more than fits. No episode takes more places than two for each transition held."""
-        while self.num_held + len(self.pending) + self.next_of * min(self.num_lasts, self.num_held) > self.capacity:
+        """Let the oldest go while there is more than fits."""
+        while self.places_taken > self.capacity:
             self.num_held -= 1
+
+    @property
+    def places_taken(self) -> int:
+        """Of the capacity; as far as lasts are known, of which there are at most as many as transitions held."""
+        return self.num_held + len(self.pending) + self.next_of * min(self.num_lasts, self.num_held)
 
     @property
     def held(self) -> list[int]:

@@ -251,7 +251,7 @@ class Coverage:
         self.ends[configuration, (begin + length) % share] += 1
         if begin + length > share:
             self.wraps[configuration, begin] += 1
-        self.lasts[configuration, (len(oracle.finished) + len(oracle.episodes) - 1) % configuration.rows] += 1
+        self.lasts[configuration, (len(oracle.finished) + len(oracle.episodes) - 1) % (configuration.rows + 1)] += 1
         most = share // 2 if configuration.next_of else share
         newest = oracle.episodes[-most:]
         self.crowded[configuration] += sum(len(episode.transitions) == 1 for episode in newest) == oracle.num_held == most
@@ -265,7 +265,7 @@ class Coverage:
                 self.wraps[c, c.share - left] for c in self.pool for left in range(1, c.max_episode_length)
             ),
             "ring offset of a last observation": min(
-                self.lasts[c, offset] for c in self.pool if c.next_of for offset in range(c.rows)
+                self.lasts[c, offset] for c in self.pool if c.next_of for offset in range(c.rows + 1)
             ),
             "exactly full": min(self.full[c] for c in self.pool),
             "full of single steps": min(self.crowded[c] for c in self.pool),
