@@ -44,9 +44,9 @@ def init(
       goal_fn: `goal_fn(transition) -> goal`, the goal that the transition achieved, after its action; any pytree.
       reward_fn: `reward_fn(transition, goal) -> []`, the transition's reward had `goal` been desired.
       terminated_fn: `terminated_fn(transition, goal) -> bool []`, whether the transition ends the task under `goal`.
-      strategy: where hindsight goals come from. "final", "future", "episode" and "random" are those of arXiv:1707.01495, section
-        4.5. A function `(key, step, length) -> goal_step` of int32 scalars names a step of the episode, as
-        `herjax.geometric(0.98)` does. `herjax.mixture` combines several.
+      strategy: where hindsight goals come from. "final", "future", "episode" and "random" are the paper's (section 4.5). A
+        function `(key, step, length) -> goal_step` of int32 scalars names a step of the episode, as `herjax.geometric(0.98)`
+        does. `herjax.mixture` combines several.
       num_goals: hindsight goals per transition, k in the paper. 0: no hindsight. "final" has one at most.
       relabel: "episode_end": goals are drawn once, when their episode ends, and kept. "sample": a goal is drawn whenever a
         transition is sampled, its own with probability 1 / (num_goals + 1). Then no copies are stored.
@@ -54,14 +54,14 @@ def init(
         with a transition that `terminated_fn` calls the end under the copy's goal.
       discount: in [0, 1]. Weighs the rewards in a window, and gives `Sample.discount`. None: only with num_steps=1.
       priority_exponent: alpha of prioritised replay (arXiv:1511.05952, section 3.3); None: uniform replay.
-      priority_epsilon: added to every priority, so that none is zero. `discount`, `priority_exponent` and `priority_epsilon` may
-        also be arrays, float [], traced or not. So a sweep over them is a `vmap` over `init`.
-      num_envs: environments that fill the buffer. The arguments of `add` and `end_episode` then have a leading axis of that size;
-        `transition` here has not. None: one environment, unbatched arguments.
-      next_of: `{"next_observation": "observation"}` says that a step's next observation is the observation of the step after it,
-        and stores both once. Fields are keys of a dict, or attributes; each may be a pytree. You read both fields as if both
-        were stored. If they differ within an episode, the later one holds, and checkify names it. An episode takes room for
-        one transition more than it has, in `capacity`, too.
+      priority_epsilon: added to every priority, so that none is zero. It, `discount` and `priority_exponent` may also be an
+        array, float [], traced or not. So a sweep over them is a `vmap` over `init`.
+      num_envs: environments that fill the buffer. What `add` and `end_episode` are given then has a leading axis of that size;
+        the example `transition` has none. None: one environment, unbatched arguments.
+      next_of: `{"next_observation": "observation"}` says that each step's next observation is the observation of the next step.
+        The two are then stored once. Fields are keys of a dict, or attributes; each may be a pytree. You read both fields as if
+        both were stored. If they differ within an episode, the later one holds, and checkify names it. An episode takes room
+        for one transition more than it has, in `capacity`, too.
       sample_running: whether `sample` draws from running episodes too, from the first `add` on. Their hindsight goals come from
         the steps so far. Needs relabel="sample". Each `add` is then given the goal pursued, as `goal=`, and `end_episode` None.
 

@@ -86,7 +86,7 @@ def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
         above 0; they need not add up to 1.
 
     Returns:
-      The strategy, for `init`. Two of the same sources and shares are equal. A weight of at most 2^-24 of the largest counts
+      The strategy, for `init`. Two are equal if their sources and shares are. A weight of at most 2^-24 of the largest counts
       as 0.
 
     Raises:

@@ -172,9 +172,13 @@ FAILS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"goal_fn raised KeyError: 'achieved_goal'.*write it for transition: \{'position': float32\[2\], 'step': int32\[\]\}",
     ),
     "its own error": (lambda: make(reward_fn=lambda t, goal: t + "a"), TypeError, "reward_fn raised TypeError"),  # noqa: ARG005
-    "a vector reward": (lambda: make(reward_fn=lambda t, goal: jnp.full(3, 1.0) * t * goal), ValueError, r"returns float32\[3\]; "),
+    "a vector reward": (
+        lambda: make(reward_fn=lambda t, goal: jnp.stack([t, goal]).astype(jnp.float32)),
+        ValueError,
+        r"reward_fn returns float32\[2\]; return one scalar",
+    ),
     "a pair of rewards": (
-        lambda: make(reward_fn=lambda t, goal: {"far": 0.0 * t, "near": goal}),
+        lambda: make(reward_fn=lambda t, goal: {"far": jnp.float32(0), "near": t + goal}),
         ValueError,
         r"reward_fn returns \{'far': float32\[\], 'near': int32\[\]\}; return one scalar",
     ),
