@@ -21,7 +21,7 @@ Each step of the loop then calls, in this order:
 - `herjax.envs` has environments, `herjax.checkpoints` saves training states. `__version__` is the version.
 
 Where to begin: every option is explained in `help(herjax.init)`. The help of each function has an example that runs as it is
-printed. The README has a whole training loop. Other modules of the package are private.
+printed. The README has a whole training loop. Modules besides `envs` and `checkpoints` are private.
 """
 
 from importlib import import_module
