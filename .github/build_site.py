@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jinja2
 import pdoc
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,17 @@ FRAME = """{% extends "frame.html.jinja2" %}
 {% block content %}<main class="pdoc"><section class="module-info">
 <div class="docstring">{{ text | safe }}</div>
 </section></main>{% endblock %}"""
+
+PARTS = {
+    "custom.css": ".pdoc pre { font-size: 0.7rem; }",
+    "module.html.jinja2": """{% extends "default/module.html.jinja2" %}
+{% block nav_title %}<h2><a href="{{ "../" * module.modulename.count(".") }}index.html">herjax</a></h2>{% endblock %}
+{% block nav_submodules %}{% endblock %}
+{% macro is_public(doc) %}{% if doc.qualname in counters or not doc.qualname.startswith("BufferState.") %}
+{{ default_is_public(doc) }}{% endif %}{% endmacro %}""",
+}
+"""In place of pdoc's: lines of code fit, pages lead back to the front, and a state's inside is not shown."""
+COUNTERS = ("BufferState.num_dropped", "BufferState.num_rejected")
 
 
 def title(source: Path) -> str:
@@ -75,6 +87,8 @@ def page(source: Path) -> str:
 def build(site: Path) -> None:
     """Writes the whole site into a folder."""
     pdoc.render.configure(docformat="google")
+    pdoc.render.env.loader = jinja2.ChoiceLoader([jinja2.DictLoader(PARTS), pdoc.render.env.loader])
+    pdoc.render.env.globals["counters"] = COUNTERS
     pdoc.pdoc(*MODULES, *FUNCTIONS, output_directory=site)
     for source in PAGES:
         written = site / on_site(source)

@@ -35,6 +35,12 @@ def test_every_public_name_is_on_its_page(site: Path, module: object) -> None:
         assert f'id="{name}"' in page, name
 
 
+def test_what_is_no_users_is_not_shown(site: Path) -> None:
+    """Of a state, two counters."""
+    fields = re.findall(r'id="BufferState\.(\w+)"', (site / "herjax.html").read_text())
+    assert fields == ["num_dropped", "num_rejected"]
+
+
 def test_the_front_is_readme_and_every_page_is_there(site: Path) -> None:
     """Each begins with its heading."""
     for source in pages.ALL:
