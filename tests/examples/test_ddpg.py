@@ -190,8 +190,8 @@ def test_rewards_are_the_environments_or_shaped() -> None:
     """Sparse: -1, and 0 within the tolerance of 0.05; shaped: minus the squared distance."""
     transition = planar.Transition(jnp.zeros(8), jnp.zeros(2), jnp.zeros(8), jnp.array([0.3, 0.0]))
     for goal, sparse, shaped in (((0.3, 0.04), 0.0, -0.0016), ((0.3, 0.4), -1.0, -0.16)):
-        assert ddpg.make_reward(TINY)(transition, jnp.array(goal)) == sparse
-        reward = ddpg.make_reward(dataclasses.replace(TINY, shaped=True))
+        assert planar.make_reward("push", shaped=False)(transition, jnp.array(goal)) == sparse
+        reward = planar.make_reward("push", shaped=True)
         assert reward(transition, jnp.array(goal)) == pytest.approx(shaped)
 
 
