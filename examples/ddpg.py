@@ -7,9 +7,10 @@ seeds are vmapped, and shared out among the devices that there are.
 Networks are as small as the paper's, exploration and the penalty on squared actions are those of OpenAI Baselines; both move
 the target networks by 5 % a cycle, here it is 20 %, with which PlanarPush takes half as many cycles.
 
-python examples/ddpg.py                             # learns to push a puck to a goal
-python examples/ddpg.py --num-goals 0               # no hindsight: does not learn
-python examples/ddpg.py --task reach --cycles 40    # moves the disc alone
+python examples/ddpg.py                                         # learns to push a puck to a goal
+python examples/ddpg.py --num-goals 0                           # no hindsight: does not learn
+python examples/ddpg.py --num-steps 3 --correction largest      # three-step returns, corrected for hindsight: learns sooner
+python examples/ddpg.py --task reach --cycles 40                # moves the disc alone
 """
 
 import dataclasses
