@@ -10,8 +10,9 @@ from flags import HindsightFlags
 def largest(rewards: jax.Array, discounts: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
     """The largest return of a window: over its first step, its first two, and so on, each with the value of what follows.
 
-    Where the environment is deterministic, whatever actions were taken, no such return is more than the best policy's, if the
-    values are not. A poor action only makes a return smaller, and so it corrects itself (He et al. 2016, arXiv:1611.01606).
+    In a deterministic environment no return is larger than the best policy's, whatever the actions were, if no value is too
+    large. So an action that was good for another goal alone only makes a return smaller, and the largest one leaves it out
+    (bounds of He et al. 2016, arXiv:1611.01606, section 4). In a random environment the largest is too large: luck counts.
 
     Args:
       rewards: of each step under the goal, float32 [n].
