@@ -12,7 +12,7 @@ def largest(rewards: jax.Array, discounts: jax.Array, values: jax.Array, mask: j
 
     In a deterministic environment no return is larger than the best policy's, whatever the actions were, if no value is too
     large. So an action that was good for another goal alone only makes a return smaller, and the largest one leaves it out
-    (bounds of He et al. 2016, arXiv:1611.01606, section 4). In a random environment the largest is too large: luck counts.
+    (the lower bounds of He et al. 2016, arXiv:1611.01606). In a random environment the largest is too large: luck counts.
 
     Args:
       rewards: of each step under the goal, float32 [n].
