@@ -21,6 +21,7 @@ from flax.training.train_state import TrainState
 
 import flags
 import herjax
+import returns
 from flags import Count, Share, Weight
 from herjax.envs import BitFlip
 
@@ -108,7 +109,7 @@ def make_buffer(config: Config, num_envs: int | None = None) -> herjax.BufferSta
         strategy=flags.parse_strategy(config.strategy),
         num_goals=config.num_goals,
         relabel=config.relabel,
-        num_steps=config.num_steps,
+        num_steps=returns.stored_steps(config),
         discount=config.discount,
         priority_exponent=config.priority_exponent if config.prioritized else None,
         num_envs=num_envs,
@@ -142,19 +143,33 @@ def interact(config: Config, agent: Agent, env: Any, keys: jax.Array) -> tuple[A
     return (observation, state), transition, now["desired_goal"], terminated | truncated
 
 
-def td_error(agent: Agent, params: optax.Params, sample: herjax.Sample) -> jax.Array:
-    """Double Q-learning's error (van Hasselt et al. 2016, arXiv:1509.06461) of one sample, float32 []."""
+def next_value(agent: Agent, params: optax.Params, observation: jax.Array, goal: jax.Array) -> jax.Array:
+    """The value in Double Q-learning (van Hasselt et al. 2016, arXiv:1509.06461), whose action `params` choose: float32 []."""
+    action = jnp.argmax(agent.apply_fn(params, observation, goal))
+    return agent.apply_fn(agent.target_params, observation, goal)[action]
+
+
+def td_error(
+    config: Config, agent: Agent, params: optax.Params, sample: herjax.Sample, window: herjax.Steps | None
+) -> jax.Array:
+    """Double Q-learning's error of one sample, float32 []; `window`: that of `returns.window`."""
     value = agent.apply_fn(params, sample.transition.observation, sample.goal)[sample.transition.action]
-    following = (sample.last.next_observation, sample.goal)
-    next_value = agent.apply_fn(agent.target_params, *following)[jnp.argmax(agent.apply_fn(params, *following))]
-    return jax.lax.stop_gradient(sample.reward + sample.discount * next_value) - value
+    following = partial(next_value, agent, params, goal=sample.goal)
+    if window is None:
+        target = sample.reward + sample.discount * following(sample.last.next_observation)
+    else:
+        values, discounts = jax.vmap(following)(window.transition.next_observation), config.discount * ~window.terminated
+        target = returns.largest(window.reward, discounts, values, window.mask)
+    return jax.lax.stop_gradient(target) - value
 
 
-def update(config: Config, agent: Agent, batch: herjax.Sample) -> tuple[Agent, jax.Array, jax.Array]:
+def update(
+    config: Config, agent: Agent, batch: herjax.Sample, window: herjax.Steps | None
+) -> tuple[Agent, jax.Array, jax.Array]:
     """One step of Adam; returns the agent, the TD errors [batch_size] and the loss []."""
 
     def loss_fn(params: optax.Params) -> tuple[jax.Array, jax.Array]:
-        errors = jax.vmap(partial(td_error, agent, params))(batch)
+        errors = jax.vmap(partial(td_error, config, agent, params))(batch, window)
         return jnp.mean(batch.weights * optax.huber_loss(errors)), errors
 
     (loss, errors), gradients = jax.value_and_grad(loss_fn, has_aux=True)(agent.params)
@@ -170,7 +185,7 @@ def train_step(config: Config, loop: Loop, keys: jax.Array) -> tuple[Loop, jax.A
     buffer = herjax.end_episode(buffer, goal, keys[2], done)
     beta, ratio = config.beta + (1 - config.beta) * (loop.agent.step / config.steps), config.hindsight_ratio
     batch = herjax.sample(buffer, keys[3], config.batch_size, beta=beta, hindsight_ratio=ratio)
-    agent, errors, loss = update(config, loop.agent, batch)
+    agent, errors, loss = update(config, loop.agent, batch, returns.window(config, buffer, batch))
     if config.prioritized:
         buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(errors))
     return Loop(agent, buffer, env), loss

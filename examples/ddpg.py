@@ -7,20 +7,20 @@ seeds are vmapped, and shared out among the devices that there are.
 Networks are as small as the paper's, exploration and the penalty on squared actions are those of OpenAI Baselines; both move
 the target networks by 5 % a cycle, here it is 20 %, with which PlanarPush takes half as many cycles.
 
-python examples/ddpg.py                             # learns to push a puck to a goal
-python examples/ddpg.py --num-goals 0               # no hindsight: does not learn
-python examples/ddpg.py --task reach --cycles 40    # moves the disc alone
+python examples/ddpg.py                                         # learns to push a puck to a goal
+python examples/ddpg.py --num-goals 0                           # no hindsight: does not learn
+python examples/ddpg.py --num-steps 3 --correction largest      # three-step returns, corrected for hindsight: learns sooner
+python examples/ddpg.py --task reach --cycles 40                # moves the disc alone
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import experiment
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,7 +29,9 @@ from flax import struct
 import flags
 import herjax
 import planar
+import returns
 from flags import Count, Share, Weight
+from networks import MLP, Statistics
 from planar import Transition
 
 
@@ -65,47 +67,6 @@ class Config(AgentConfig):
 
 Losses = dict[str, jax.Array]
 """Means over updates, float32 [] each: "critic_loss", and "actor_loss" without the penalty."""
-
-
-class Statistics(NamedTuple):
-    """Running mean and variance of vectors."""
-
-    count: jax.Array  # float32 []
-    mean: jax.Array  # float32 [D]
-    variance: jax.Array  # float32 [D]
-
-    @classmethod
-    def of(cls, vectors: jax.Array) -> "Statistics":
-        """The statistics of vectors [..., D]."""
-        flat = vectors.reshape(-1, vectors.shape[-1])
-        return cls(jnp.float32(len(flat)), flat.mean(axis=0), flat.var(axis=0))
-
-    def merged(self, other: "Statistics") -> "Statistics":
-        """The statistics of both samples together (Chan et al. 1979)."""
-        count = self.count + other.count
-        share = other.count / jnp.maximum(count, 1)
-        apart = other.mean - self.mean
-        variance = (1 - share) * self.variance + share * other.variance + share * (1 - share) * apart**2
-        return Statistics(count, self.mean + share * apart, variance)
-
-    def normalize(self, vectors: jax.Array) -> jax.Array:
-        """Of mean 0 and variance 1, clipped to 5 standard deviations."""
-        return jnp.clip((vectors - self.mean) / jnp.maximum(jnp.sqrt(self.variance), 1e-2), -5, 5)
-
-
-class MLP(nn.Module):
-    """Hidden layers with rectifiers and a linear one, for inputs side by side: [..., D] each -> [..., outputs]."""
-
-    hidden: tuple[int, ...]
-    outputs: int
-
-    @nn.compact
-    def __call__(self, *inputs: jax.Array) -> jax.Array:
-        """What the last layer gives."""
-        x = jnp.concatenate(inputs, axis=-1)
-        for units in self.hidden:
-            x = nn.relu(nn.Dense(units)(x))
-        return nn.Dense(self.outputs)(x)
 
 
 class Networks(NamedTuple):
@@ -154,7 +115,7 @@ def make_buffer(
         strategy=flags.parse_strategy(config.strategy),
         num_goals=config.num_goals,
         relabel=config.relabel,
-        num_steps=config.num_steps,
+        num_steps=returns.stored_steps(config),
         discount=config.discount,
         num_envs=num_envs,
     )
@@ -195,19 +156,30 @@ def see(agent: Agent, transitions: Transition, goal: jax.Array) -> Agent:
     return agent.replace(observations=agent.observations.merged(observations), goals=agent.goals.merged(goals))
 
 
-def targets(config: AgentConfig, agent: Agent, sample: herjax.Sample) -> jax.Array:
-    """What the critic is pulled to, float32 [...]: clipped to the returns there are where rewards are -1 or 0."""
-    observation = agent.observations.normalize(sample.last.next_observation)
+def targets(config: AgentConfig, agent: Agent, sample: herjax.Sample, window: herjax.Steps | None) -> jax.Array:
+    """What the critic is pulled to, float32 [n]: clipped to the returns there are where rewards are -1 or 0."""
     goal = agent.goals.normalize(sample.goal)
-    action = policy(config, agent, agent.targets, observation, goal)
-    target = sample.reward + sample.discount * value(config, agent.targets, observation, goal, action)
+
+    def following(next_observation: jax.Array) -> jax.Array:
+        observation = agent.observations.normalize(next_observation)
+        return value(config, agent.targets, observation, goal, policy(config, agent, agent.targets, observation, goal))
+
+    if window is None:
+        target = sample.reward + sample.discount * following(sample.last.next_observation)
+    else:
+        values = jax.vmap(following, 1, 1)(window.transition.next_observation)
+        discounts = jnp.full_like(window.reward, config.discount)
+        target = jax.vmap(returns.largest)(window.reward, discounts, values, window.mask)
     return jnp.clip(target, -1 / (1 - config.discount), 0)
 
 
-def learn(config: AgentConfig, agent: Agent, sample: herjax.Sample) -> tuple[Agent, Losses]:
-    """A cycle's updates, whose batches come all at once, [updates * batch_size], as the targets stay as they are in between."""
-    observation = agent.observations.normalize(sample.transition.observation)
-    data = (observation, agent.goals.normalize(sample.goal), sample.transition.action, targets(config, agent, sample))
+def learn(config: AgentConfig, agent: Agent, sample: herjax.Sample, window: herjax.Steps | None = None) -> tuple[Agent, Losses]:
+    """A cycle's updates, whose batches come all at once, [updates * batch_size], as the targets stay as they are in between.
+
+    `window`: that of `returns.window`.
+    """
+    observation, goal = agent.observations.normalize(sample.transition.observation), agent.goals.normalize(sample.goal)
+    data = (observation, goal, sample.transition.action, targets(config, agent, sample, window))
     batches = jax.tree.map(lambda leaf: leaf.reshape(config.updates, config.batch_size, *leaf.shape[1:]), data)
 
     def loss(networks: Networks, batch: tuple[jax.Array, ...]) -> tuple[jax.Array, Losses]:
@@ -251,24 +223,15 @@ def store_and_learn(
     buffer = store(loop.buffer, transitions, goal, key_goals)
     draws = config.updates * config.batch_size
     sample = herjax.sample(buffer, key_sample, draws, hindsight_ratio=config.hindsight_ratio)
-    agent, losses = learn(config, see(loop.agent, transitions, goal), sample)
+    agent = see(loop.agent, transitions, goal)
+    agent, losses = learn(config, agent, sample, returns.window(config, buffer, sample))
     return Loop(agent, buffer), losses
-
-
-@cache
-def make_reward(config: Config) -> Callable[[Transition, jax.Array], jax.Array]:
-    """The reward of a transition under a goal: that of the environment, or shaped."""
-    env, params = planar.make_env(config.task)
-
-    if config.shaped:
-        return lambda transition, goal: -jnp.sum((transition.achieved_goal - goal) ** 2)
-    return lambda transition, goal: env.compute_reward(transition.achieved_goal, goal, params)
 
 
 def start(config: Config, key: jax.Array) -> Loop:
     """A seed before its first cycle."""
-    example = planar.example(config.task)
-    buffer = make_buffer(config, example, make_reward(config), (config.num_envs, planar.steps(config.task)))
+    example, reward = planar.example(config.task), planar.make_reward(config.task, config.shaped)
+    buffer = make_buffer(config, example, reward, (config.num_envs, planar.steps(config.task)))
     return Loop(make_agent(config, example, key), buffer)
 
 

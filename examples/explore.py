@@ -27,6 +27,7 @@ import numpy as np
 
 import flags
 import herjax
+import returns
 from ddpg import Agent, AgentConfig, Loop, act, check, explore, learn, make_agent, make_buffer, see, store
 from flags import Count, Share, Weight
 from herjax.envs import PointMaze
@@ -160,7 +161,7 @@ def cycle(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str, j
 
     def learn_some(agent: Agent, key: jax.Array) -> tuple[Agent, jax.Array]:
         sample = herjax.sample(buffer, key, config.updates * config.batch_size, hindsight_ratio=config.hindsight_ratio)
-        agent, losses = learn(config, agent, sample)
+        agent, losses = learn(config, agent, sample, returns.window(config, buffer, sample))
         return agent, losses["critic_loss"]
 
     agent = see(loop.agent, episodes.transitions, episodes.goal)

@@ -36,6 +36,10 @@ Ratio = Annotated[
         "a number from 0 to 1, with --relabel sample and hindsight goals",
     ),
 ]
+Correction = Annotated[
+    Literal["none", "largest"],
+    (lambda value, flags: value == "none" or flags.num_steps > 1, "none, or --num-steps of 2 or more"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,7 @@ class HindsightFlags(Flags):
     relabel: Literal["episode_end", "sample"] = "episode_end"  # When hindsight goals are drawn: once, or afresh for each batch.
     hindsight_ratio: Ratio = None  # Share of a batch with hindsight goals, with relabel sample; None: k / (k + 1).
     num_steps: Count = 1  # Steps of an n-step return.
+    correction: Correction = "none"  # largest: of the returns of 1 to n steps the largest, as actions pursued another goal.
 
 
 AnyFlags = TypeVar("AnyFlags", bound=Flags)

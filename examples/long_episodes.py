@@ -33,6 +33,7 @@ import ddpg
 import flags
 import herjax
 import planar
+import returns
 from flags import Count, Weight
 from planar import Transition
 
@@ -96,11 +97,11 @@ def start(config: Config, way: Way, key: jax.Array) -> Loop:
         capacity=config.capacity,
         max_episode_length=stored_length(config, way),
         goal_fn=ddpg.achieved_goal,
-        reward_fn=ddpg.make_reward(config),
+        reward_fn=planar.make_reward(config.task, config.shaped),
         strategy=herjax.geometric(config.discount),
         num_goals=config.num_goals,
         relabel=config.relabel,
-        num_steps=config.num_steps,
+        num_steps=returns.stored_steps(config),
         discount=config.discount,
         num_envs=config.num_envs,
         **OPTIONS[way],
@@ -135,7 +136,8 @@ def cycle(config: Config, way: Way, loop: Loop, key: jax.Array) -> tuple[Loop, j
 
     def learn(agent: ddpg.Agent) -> ddpg.Agent:
         draws, ratio = config.updates * config.batch_size, config.hindsight_ratio
-        return ddpg.learn(config, agent, herjax.sample(loop.buffer, key_sample, draws, hindsight_ratio=ratio))[0]
+        sample = herjax.sample(loop.buffer, key_sample, draws, hindsight_ratio=ratio)
+        return ddpg.learn(config, agent, sample, returns.window(config, loop.buffer, sample))[0]
 
     learns = herjax.in_all_runs(herjax.can_sample(loop.buffer))
     agent = jax.lax.cond(learns, learn, lambda agent: agent, ddpg.see(loop.agent, *seen))

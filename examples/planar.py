@@ -62,6 +62,15 @@ def example(task: Task) -> Transition:
     return Transition(observation, jnp.zeros(env.action_space(params).shape), observation, goal)
 
 
+@cache
+def make_reward(task: Task, shaped: bool) -> Callable[[Transition, jax.Array], jax.Array]:
+    """The reward of a transition under a goal: that of the environment, or minus the squared distance to the goal."""
+    env, params = make_env(task)
+    if shaped:
+        return lambda transition, goal: -jnp.sum((transition.achieved_goal - goal) ** 2)
+    return lambda transition, goal: env.compute_reward(transition.achieved_goal, goal, params)
+
+
 def play(task: Task, policy: Policy, key: jax.Array, episodes: int) -> Episodes:
     """Plays whole episodes."""
     env, params = make_env(task)

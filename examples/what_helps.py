@@ -43,7 +43,7 @@ OPTIONS = (
     "",
     *(f"num-goals {k}" for k in (0, 1, 2, 8)),
     *(f"strategy {name}" for name in ("episode", "final", "random", "future=0.8,random=0.2")),
-    *(f"num-steps {n}" for n in (2, 3)),
+    *(f"num-steps {n}{correction}" for correction in ("", " --correction largest") for n in (2, 3)),
     *(f"relabel sample --hindsight-ratio {share}" for share in ("0.5", "0.8", "1.0")),
     "no-prioritized",
 )

@@ -207,6 +207,7 @@ def test_a_vmapped_seed_is_the_run_alone() -> None:
         ("--hindsight-ratio 2 --relabel sample", f"--hindsight-ratio is 2.0; {RATIO_REMEDY}"),
         ("--hindsight-ratio 1 --relabel sample --num-goals 0", f"--hindsight-ratio is 1.0; {RATIO_REMEDY}"),
         ("--num-steps 0", "--num-steps is 0; give at least 1."),
+        ("--correction largest", "--correction is largest; give none, or --num-steps of 2 or more."),
         (
             "--capacity 50",
             "capacity is 50, less than one episode; give a capacity of at least 100: max_episode_length is 100.",
@@ -273,9 +274,45 @@ def test_errors_are_those_of_double_q_learning(num_steps: int) -> None:
     reward = np.asarray(batch.reward)
     target = reward + np.where(batch.terminated, 0, (1 + reward * 0.5) * following)
     value = network.apply(params, batch.transition.observation, batch.goal)[each, batch.transition.action]
-    np.testing.assert_allclose(jax.vmap(partial(bitflip.td_error, agent, params))(batch), target - value, rtol=1e-4, atol=1e-5)
+    errors = jax.vmap(partial(bitflip.td_error, config, agent, params))(batch, None)
+    np.testing.assert_allclose(errors, target - value, rtol=1e-4, atol=1e-5)
     assert len(np.unique(reward[~np.asarray(batch.terminated)])) == num_steps, "windows of each length"
     assert np.any(batch.terminated)
+
+
+def test_corrected_errors_are_those_of_the_largest_return() -> None:
+    """Each sample's target is the largest of three, in a plain loop that stops with the episode and at the goal."""
+    config = dataclasses.replace(
+        SMALL, num_bits=3, max_episode_length=5, discount=0.5, hidden=(8,), num_steps=3, correction="largest"
+    )
+    loop = after_200_steps(config)
+    agent = loop.agent.replace(target_params=jax.tree.map(lambda leaf: 3 * leaf, loop.agent.params))
+    batch = herjax.sample(loop.buffer, jax.random.key(2), 300)
+    around = herjax.steps(loop.buffer, batch, range(3))
+    errors = jax.vmap(partial(bitflip.td_error, config, agent, agent.params))(batch, around)
+    seen, goal = around.transition.next_observation, np.repeat(batch.goal[:, None], 3, axis=1)
+    network = bitflip.make_network(config)
+    chosen = np.argmax(network.apply(agent.params, seen, goal), axis=2)
+    values = np.take_along_axis(np.asarray(network.apply(agent.target_params, seen, goal)), chosen[:, :, None], axis=2)[:, :, 0]
+    taken = np.asarray(network.apply(agent.params, batch.transition.observation, batch.goal))
+    wins = []
+    for each in range(300):
+        found, so_far = [], 0.0
+        for step in range(3):
+            if not around.mask[each, step]:
+                break
+            so_far += 0.5**step * around.reward[each, step].item()
+            found.append(so_far + (not around.terminated[each, step]) * 0.5 ** (step + 1) * values[each, step])
+            if around.terminated[each, step]:
+                break
+        wins.append(int(np.argmax(found)))
+        assert errors[each] == pytest.approx(max(found) - taken[each, batch.transition.action[each]], abs=1e-4)
+    assert set(wins) == {0, 1, 2}, "windows of each length win"
+
+
+def test_corrected_returns_of_three_steps_learn() -> None:
+    """Two seeds solve 8 bits from the largest return of each window."""
+    assert np.all(last_success(dataclasses.replace(SMALL, num_steps=3, correction="largest")) >= 0.9)
 
 
 def test_transitions_hold_what_the_action_led_to() -> None:

@@ -17,6 +17,8 @@ from PIL import Image
 import ddpg
 import herjax
 import planar
+import returns
+from networks import Statistics
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -49,9 +51,9 @@ def test_it_pushes_with_hindsight_and_not_without() -> None:
 def test_statistics_are_those_of_all_vectors() -> None:
     """Merged batch by batch, mean and variance are NumPy's of the whole, also far from zero; inputs are clipped to 5."""
     batches = [np.random.default_rng(i).normal(100, 1 + i, (7 * i + 1, 3)).astype(np.float32) for i in range(5)]
-    statistics = ddpg.Statistics(jnp.float32(0), jnp.zeros(3), jnp.zeros(3))
+    statistics = Statistics(jnp.float32(0), jnp.zeros(3), jnp.zeros(3))
     for batch in batches:
-        statistics = statistics.merged(ddpg.Statistics.of(jnp.asarray(batch)))
+        statistics = statistics.merged(Statistics.of(jnp.asarray(batch)))
     whole = np.concatenate(batches)
     assert statistics.count == len(whole)
     np.testing.assert_allclose(statistics.mean, whole.mean(axis=0), rtol=1e-6)
@@ -99,8 +101,28 @@ def test_targets_are_the_papers(bias: float, num_steps: int, key: jax.Array) -> 
     )
     value = mlp(critic, observation, goal, np.tanh(mlp(agent.targets.actor, observation, goal)))[:, 0]
     expected = np.clip(np.asarray(sample.reward) + 0.9 ** (last - step + 1) * value, -10, 0)
-    np.testing.assert_allclose(ddpg.targets(config, agent, sample), expected, atol=1e-4)
+    np.testing.assert_allclose(ddpg.targets(config, agent, sample, None), expected, atol=1e-4)
     assert (expected == {100.0: 0, -100.0: -10}.get(bias, expected)).all()
+
+
+def test_corrected_targets_are_the_largest_of_one_to_three_steps(key: jax.Array) -> None:
+    """Each is the largest of the targets of 1, 2 and 3 steps, of which all win now and then; windows end with the episode."""
+    config = dataclasses.replace(TINY, discount=0.9, num_steps=3, correction="largest")
+    loop, _ = filled(config)
+    critic = jax.tree.map(lambda leaf: leaf - 5 if leaf.shape == (1,) else 4 * leaf, loop.agent.networks.critic)
+    agent = loop.agent.replace(targets=loop.agent.targets._replace(critic=critic))  # Its values differ from step to step.
+    sample = herjax.sample(loop.buffer, key, 2000)
+    window = returns.window(config, loop.buffer, sample)
+    assert window is not None
+    found = []
+    for steps in (1, 2, 3):
+        last, held = jax.tree.map(lambda leaf, step=steps - 1: leaf[:, step], (window.transition, window.mask))
+        reward = np.asarray(window.reward)[:, :steps] @ 0.9 ** np.arange(steps)
+        longer = sample._replace(reward=reward, last=last, discount=jnp.full(2000, 0.9**steps))
+        found.append(np.where(held, ddpg.targets(config, agent, longer, None), -np.inf))
+    np.testing.assert_allclose(ddpg.targets(config, agent, sample, window), np.max(found, axis=0), atol=1e-4)
+    assert set(np.argmax(found, axis=0)) == {0, 1, 2}
+    assert not np.all(window.mask)
 
 
 def test_an_update_follows_both_gradients(key: jax.Array) -> None:
@@ -116,7 +138,7 @@ def test_an_update_follows_both_gradients(key: jax.Array) -> None:
 
     def critic_error(agent: ddpg.Agent) -> jax.Array:
         value = ddpg.value(config, agent.networks, observation, goal, sample.transition.action)
-        return jnp.mean((value - ddpg.targets(config, loop.agent, sample)) ** 2)
+        return jnp.mean((value - ddpg.targets(config, loop.agent, sample, None)) ** 2)
 
     def chosen_value(actor: ddpg.Agent) -> jax.Array:
         action = ddpg.policy(config, actor, actor.networks, observation, goal)
@@ -190,8 +212,8 @@ def test_rewards_are_the_environments_or_shaped() -> None:
     """Sparse: -1, and 0 within the tolerance of 0.05; shaped: minus the squared distance."""
     transition = planar.Transition(jnp.zeros(8), jnp.zeros(2), jnp.zeros(8), jnp.array([0.3, 0.0]))
     for goal, sparse, shaped in (((0.3, 0.04), 0.0, -0.0016), ((0.3, 0.4), -1.0, -0.16)):
-        assert ddpg.make_reward(TINY)(transition, jnp.array(goal)) == sparse
-        reward = ddpg.make_reward(dataclasses.replace(TINY, shaped=True))
+        assert planar.make_reward("push", shaped=False)(transition, jnp.array(goal)) == sparse
+        reward = planar.make_reward("push", shaped=True)
         assert reward(transition, jnp.array(goal)) == pytest.approx(shaped)
 
 

@@ -110,7 +110,10 @@ def test_no_key_is_used_twice_in_the_whole_training() -> None:
 
 
 def test_proposed_goals_lead_farther_than_desired_ones() -> None:
-    """In 30 cycles agents that try what was rarely achieved get into many more cells of the large maze than with HER alone."""
+    """In 30 cycles agents that try what was rarely achieved get into many more cells of the large maze than with HER alone.
+
+    Rounding, which machines do differently, decides where each agent goes: twice as many were seen, half as many again are asked.
+    """
     config = dataclasses.replace(
         TINY, layout="large", cycles=30, eval_every=10, num_envs=8, updates=20, batch_size=128, hidden=(64, 64),
         capacity=100_000, candidates=64, neighbours=512,
@@ -124,7 +127,7 @@ def test_proposed_goals_lead_farther_than_desired_ones() -> None:
         points = [np.concatenate([episode.transitions.achieved_goal for episode in episodes]) for episodes in played]
         return [len(np.unique(each.astype(int), axis=0)) for each in points]
 
-    assert np.mean(cells(config)) > np.mean(cells(dataclasses.replace(config, proposal="desired"))) + 8
+    assert np.mean(cells(config)) > 1.5 * np.mean(cells(dataclasses.replace(config, proposal="desired")))
 
 
 def test_the_script_writes_its_results_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
