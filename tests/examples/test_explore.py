@@ -112,7 +112,7 @@ def test_no_key_is_used_twice_in_the_whole_training() -> None:
 def test_proposed_goals_lead_farther_than_desired_ones() -> None:
     """In 30 cycles agents that try what was rarely achieved get into many more cells of the large maze than with HER alone.
 
-    Rounding, which machines do differently, decides where each agent goes: twice as many were seen, half as many again are asked.
+    Machines round differently, so agents go elsewhere on each. Twice as many cells were seen; half as many again are asked.
     """
     config = dataclasses.replace(
         TINY, layout="large", cycles=30, eval_every=10, num_envs=8, updates=20, batch_size=128, hidden=(64, 64),
