@@ -118,11 +118,11 @@ def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
         # Taken from an array, since JAX forgets the mesh of a constant: scan would refuse it as a carry over an Explicit axis.
         return jnp.full(1, value, dtype)[0]
 
+    columns = ((column.layout, config.num_observations + 1 if column.later else num_rows) for column in config.storage.columns)
+    at = jnp.full(num_rows, config.num_observations, jnp.int32)
     return BufferState(
-        columns=tuple(
-            column.layout.zeros(config.num_observations + 1 if column.later else num_rows) for column in config.storage.columns
-        ),
-        observations=_no_observations(config),
+        columns=tuple(layout.zeros(rows) for layout, rows in columns),
+        observations=None if config.next_of is None else Observations(at, per_env(), per_env()),
         places=config.place.zeros(num_rows),
         copies=config.stored.zeros(num_rows * config.num_copies),
         tree=None if config.priority_exponent is None else sum_tree.init(num_rows * config.num_copies),
@@ -135,13 +135,6 @@ def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
         numbers=numbers,
         config=config,
     )
-
-
-def _no_observations(config: Config) -> Observations | None:
-    per_env = partial(jnp.zeros, config.envs, jnp.int32)
-    if config.next_of is None:
-        return None
-    return Observations(jnp.full(config.num_rows + 1, config.num_observations, jnp.int32), per_env(), per_env())
 
 
 def config_of(state: BufferState, *, one_run: bool = True) -> Config:
@@ -241,8 +234,11 @@ def after(state: BufferState, values: Pytree) -> BufferState:
       True
     """
     config_of(state)
-    # Every place written to is counted from `head`. `held` is never negative, but XLA does not know.
-    return dataclasses.replace(state, head=jnp.where(state.held >= 0, state.head, seen(values)))
+    # Every place written to is counted from a head. `held` is never negative, but XLA does not know.
+    later, observations = seen(values), state.observations
+    if observations is not None:
+        observations = observations._replace(head=jnp.where(state.held >= 0, observations.head, later))
+    return dataclasses.replace(state, head=jnp.where(state.held >= 0, state.head, later), observations=observations)
 
 
 def count(counter: jax.Array, increment: jax.Array) -> jax.Array:

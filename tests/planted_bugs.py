@@ -859,8 +859,8 @@ BUGS = (
     Bug(
         "an empty run has another's images",
         "state.py",
-        "jnp.full(config.num_rows + 1, config.num_observations, jnp.int32)",
-        "jnp.zeros(config.num_rows + 1, jnp.int32)",
+        "jnp.full(num_rows, config.num_observations, jnp.int32)",
+        "jnp.zeros(num_rows, jnp.int32)",
         NEXT,
     ),
     Bug(
