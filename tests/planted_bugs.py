@@ -857,6 +857,13 @@ BUGS = (
         NEXT,
     ),
     Bug(
+        "what comes after a batch may come before it in the second ring",
+        "state.py",
+        "jnp.where(state.held >= 0, observations.head, later)",
+        "observations.head",
+        ("test_compiled_loops",),
+    ),
+    Bug(
         "an empty run has another's images",
         "state.py",
         "jnp.full(num_rows, config.num_observations, jnp.int32)",
