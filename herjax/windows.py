@@ -6,6 +6,7 @@ Plain `lax` rather than `.at[]`: indices are promised to lie in the array, and n
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 _PROMISED = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
 
@@ -20,5 +21,8 @@ def write(
     array: jax.Array, starts: jax.Array, values: jax.Array, scatter: Callable[..., jax.Array] = jax.lax.scatter
 ) -> jax.Array:
     """Puts `values`, [n, width], in the elements from each of `starts`, int32 [n], on; `scatter_min` keeps the least."""
+    if values.size == 1 and scatter is jax.lax.scatter:
+        # Of several runs a TPU would write a single element by a select over all of the array; it does not if told twice.
+        starts, values = jnp.tile(starts, 2), jnp.tile(values, (2, 1))
     axes = jax.lax.ScatterDimensionNumbers(update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,))
     return scatter(array, starts[:, None], values, axes, mode=_PROMISED)
