@@ -164,7 +164,7 @@ def td_error(
 
 
 def update(
-    config: Config, agent: Agent, batch: herjax.Sample, window: herjax.Steps | None
+    config: Config, agent: Agent, batch: herjax.Sample, window: herjax.Steps | None = None
 ) -> tuple[Agent, jax.Array, jax.Array]:
     """One step of Adam; returns the agent, the TD errors [batch_size] and the loss []."""
 

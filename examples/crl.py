@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import experiment
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -32,6 +31,7 @@ import flags
 import herjax
 import planar
 from flags import Count, Number, Several, Share, Weight
+from networks import MLP
 from planar import Transition
 
 
@@ -77,21 +77,6 @@ def no_reward(transition: Transition, goal: Future) -> jax.Array:
     return jnp.float32(0)
 
 
-class MLP(nn.Module):
-    """Hidden layers, normalised, and a linear one, for inputs side by side: [..., D] each -> [..., outputs]."""
-
-    hidden: tuple[int, ...]
-    outputs: int
-
-    @nn.compact
-    def __call__(self, *inputs: jax.Array) -> jax.Array:
-        """What the last layer gives."""
-        x = jnp.concatenate(inputs, axis=-1)
-        for units in self.hidden:
-            x = nn.swish(nn.LayerNorm()(nn.Dense(units)(x)))
-        return nn.Dense(self.outputs)(x)
-
-
 class Params(NamedTuple):
     """What is learned."""
 
@@ -128,9 +113,9 @@ def start(config: Config, key: jax.Array) -> Loop:
     )
     keys = jax.random.split(key, 3)
     params = Params(
-        MLP(config.hidden, 2 * action.size).init(keys[0], observation, goal),
-        MLP(config.hidden, config.representation).init(keys[1], observation, action),
-        MLP(config.hidden, config.representation).init(keys[2], goal),
+        MLP(config.hidden, 2 * action.size, normalised=True).init(keys[0], observation, goal),
+        MLP(config.hidden, config.representation, normalised=True).init(keys[1], observation, action),
+        MLP(config.hidden, config.representation, normalised=True).init(keys[2], goal),
         jnp.float32(0),
     )
     return Loop(params, optax.adam(config.learning_rate).init(params), buffer)
@@ -138,7 +123,7 @@ def start(config: Config, key: jax.Array) -> Loop:
 
 def policy(config: Config, params: Params, observation: jax.Array, goal: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     """Mean and logarithm of the standard deviation of an action before it is squashed, [..., size] each."""
-    outputs = MLP(config.hidden, 2 * size).apply(params.actor, observation, goal)
+    outputs = MLP(config.hidden, 2 * size, normalised=True).apply(params.actor, observation, goal)
     mean, log_deviation = jnp.split(outputs, 2, axis=-1)
     return mean, -5 + 3.5 * (jnp.tanh(log_deviation) + 1)
 
@@ -148,18 +133,18 @@ def draw_action(mean: jax.Array, log_deviation: jax.Array, key: jax.Array) -> tu
     noise = jax.random.normal(key, mean.shape)
     raw = mean + jnp.exp(log_deviation) * noise
     log_density = -0.5 * noise**2 - log_deviation - 0.5 * jnp.log(2 * jnp.pi)
-    log_slope = 2 * (jnp.log(2.0) - raw - nn.softplus(-2 * raw))  # Of tanh.
+    log_slope = 2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw))  # Of tanh.
     return jnp.tanh(raw), jnp.sum(log_density - log_slope, axis=-1)
 
 
 def represent(config: Config, params: Params, observation: jax.Array, action: jax.Array) -> jax.Array:
     """The representation of a state and an action, [..., representation]."""
-    return MLP(config.hidden, config.representation).apply(params.state_encoder, observation, action)
+    return MLP(config.hidden, config.representation, normalised=True).apply(params.state_encoder, observation, action)
 
 
 def represent_goal(config: Config, params: Params, goal: jax.Array) -> jax.Array:
     """The representation of a goal, [..., representation]."""
-    return MLP(config.hidden, config.representation).apply(params.goal_encoder, goal)
+    return MLP(config.hidden, config.representation, normalised=True).apply(params.goal_encoder, goal)
 
 
 def score(state: jax.Array, goal: jax.Array) -> jax.Array:

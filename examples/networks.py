@@ -34,15 +34,17 @@ class Statistics(NamedTuple):
 
 
 class MLP(nn.Module):
-    """Hidden layers with rectifiers and a linear one, for inputs side by side: [..., D] each -> [..., outputs]."""
+    """Hidden layers and a linear one, for inputs side by side: [..., D] each -> [..., outputs]."""
 
     hidden: tuple[int, ...]
     outputs: int
+    normalised: bool = False  # Whether hidden layers are normalised, and then swished, or have rectifiers.
 
     @nn.compact
     def __call__(self, *inputs: jax.Array) -> jax.Array:
         """What the last layer gives."""
         x = jnp.concatenate(inputs, axis=-1)
         for units in self.hidden:
-            x = nn.relu(nn.Dense(units)(x))
+            x = nn.Dense(units)(x)
+            x = nn.swish(nn.LayerNorm()(x)) if self.normalised else nn.relu(x)
         return nn.Dense(self.outputs)(x)
