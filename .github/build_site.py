@@ -64,17 +64,31 @@ def link(source: Path, target: str) -> str | None:
     if found.suffix == ".png":
         return path
     if repository := os.environ.get("GITHUB_REPOSITORY"):
-        server, version = os.environ.get("GITHUB_SERVER_URL", "https://github.com"), os.environ.get("GITHUB_REF_NAME", "main")
-        return f"{server}/{repository}/blob/{version}/{found.relative_to(ROOT)}"
+        server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+        return f"{server}/{repository}/{file_of_this_version(found)}"
     return None
+
+
+def file_of_this_version(path: Path) -> str:
+    """Where GitHub has a file, below the repository's address."""
+    return f"blob/{os.environ.get('GITHUB_REF_NAME', 'main')}/{path.relative_to(ROOT)}"
+
+
+def badge(notebook: Path) -> str:
+    """A link that opens a notebook in Colab; nothing where the repository is not known."""
+    if (repository := os.environ.get("GITHUB_REPOSITORY")) is None:
+        return ""
+    colab = "https://colab.research.google.com"
+    return f" [![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{repository}/{file_of_this_version(notebook)})"
 
 
 def page(source: Path) -> str:
     """The HTML of a page."""
 
     def linked(match: re.Match[str]) -> str:
-        where = link(source, match[2])
-        return match[1] if where is None else f"[{match[1]}]({where})"
+        where, path = link(source, match[2]), (source.parent / match[2]).resolve()
+        shown = match[1] if where is None else f"[{match[1]}]({where})"
+        return shown + (badge(path) if path.suffix == ".ipynb" else "")
 
     text = re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)", linked, source.read_text())
     folder = Path(on_site(source)).parent

@@ -4,6 +4,7 @@ import html
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,11 +16,17 @@ pytest.importorskip("pdoc")
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the site was built in."""
+def program() -> ModuleType:
+    """What builds the site."""
     spec = importlib.util.spec_from_file_location("build_site", pages.ROOT / ".github/build_site.py")
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
+    return program
+
+
+@pytest.fixture(scope="module")
+def site(program: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the site was built in."""
     folder = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # Where no folder is called herjax, for which pdoc could take the module.
@@ -55,3 +62,15 @@ def test_no_link_is_broken(site: Path) -> None:
     for path in site.rglob("*.html"):
         for target in re.findall(r'(?:href|src)="(?!https?:|#|data:|mailto:)([^"#$]+)', path.read_text()):
             assert (path.parent / target).exists(), f"{path.relative_to(site)}: {target}"
+
+
+def test_a_notebook_opens_in_colab(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the version that the site is of, where the repository is known; its other files have links, too."""
+    readme, notebook = pages.ROOT / "README.md", "github/someone/herjax/blob/v1/examples/quickstart.ipynb"
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    assert "colab" not in program.page(readme)
+    for name, value in {"REPOSITORY": "someone/herjax", "REF_NAME": "v1", "SERVER_URL": "https://github.com"}.items():
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+    page = program.page(readme)
+    assert f'href="https://colab.research.google.com/{notebook}"' in page
+    assert f'href="https://{notebook.replace("github", "github.com", 1)}"' in page
