@@ -10,9 +10,9 @@ value: the state itself, a state later on, or any state. `herjax.relabel` draws 
 Where no file is given, a point plays in OGBench's maze first. Policies are evaluated on the five tasks of the maze. Both need
 `pip install ".[examples,ogbench]"`; play_data.py has them.
 
-python examples/offline.py                                            # GCIQL; plays first, if there are no data yet
-python examples/offline.py --agent hiql                               # HIQL, on the same data
-python examples/offline.py --data pointmaze-large-navigate-v0.npz     # on a published file
+python examples/offline.py                                           # GCIQL; plays first, if there are no data yet
+python examples/offline.py --agent hiql                              # HIQL, on the same data
+python examples/offline.py --data pointmaze-large-navigate-v0.npz    # on a published file
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Config(flags.Flags):
 
     agent: Literal["gciql", "hiql"] = "gciql"  # The algorithm.
     maze: play_data.Maze = "large"  # OGBench's pointmaze.
-    data: Path | None = None  # A file in OGBench's format; by default one that is played, once, in the folder `out`.
+    data: str | None = None  # A file in OGBench's format; by default one that is played, once, in the folder `out`.
     episodes: Count = 300  # Episodes of 1,000 steps to play, where no file is given.
     steps: flags.Stretches = 30_000  # Updates of each run; a multiple of eval-every.
     seeds: Count = 3  # Independent runs, vmapped, and shared out among the devices.
@@ -53,7 +53,7 @@ class Config(flags.Flags):
     hidden: flags.Units = (128, 128, 128)  # Units of the hidden layers of every network.
     learning_rate: Weight = 1e-3  # Of Adam, for all networks.
     discount: flags.Below1 = 0.99  # Gamma, of returns and of how far ahead the value's goals are.
-    target_decay: Share = 0.995  # Share of the target networks that stays at each update.
+    target_decay: Share = 0.98  # Share of the target networks that stays at each update.
     q_expectile: Share = 0.9  # GCIQL: the expectile of Q that is a state's value.
     v_expectile: Share = 0.7  # HIQL: the expectile of one-step targets.
     bc_weight: Weight = 0.003  # GCIQL: weight of the log-likelihood of the data's actions.
@@ -124,16 +124,13 @@ def reward(transition: Transition, goal: jax.Array) -> jax.Array:
     return reached(transition, goal).astype(jnp.float32) - 1
 
 
-def value_goals(discount: float) -> Any:
-    """OGBench's mixture for the value: the state itself, one later in the episode, or one of anywhere."""
-    return herjax.mixture({herjax.geometric(0): 0.2, herjax.geometric(discount): 0.5, "random": 0.3})
-
-
 def fill(config: Config, transitions: Transition, mask: jax.Array) -> herjax.BufferState:
     """A buffer that holds all episodes; each observation is stored once."""
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), transitions)
     number, steps = mask.shape
-    goals = {"strategy": value_goals(config.discount), "num_goals": 1, "relabel": "sample", "discount": config.discount}
+    # OGBench's goals for the value: the state itself, one later in the episode, or one of anywhere.
+    strategy = herjax.mixture({herjax.geometric(0): 0.2, herjax.geometric(config.discount): 0.5, "random": 0.3})
+    goals = {"strategy": strategy, "num_goals": 1, "relabel": "sample", "discount": config.discount}
     room = {"capacity": number * (steps + 1), "max_episode_length": steps, "next_of": {"next_observation": "observation"}}
     buffer = herjax.init(example, goal_fn=achieved, reward_fn=reward, terminated_fn=reached, **goals, **room)
     nothing = jnp.zeros(example.observation.shape)  # No goal was pursued, and with a hindsight ratio of 1 none is sampled.
@@ -152,22 +149,19 @@ def draw(config: Config, loop: Loop, key: jax.Array) -> Batch:
     actor_goal = herjax.relabel(loop.buffer, sample, key_actor, strategy="future", hindsight_ratio=1.0).goal
     coming = herjax.steps(loop.buffer, sample, range(config.subgoal_steps + 1)).transition.observation  # [B, k + 1, D]
     is_near = jnp.any(jnp.all(coming == actor_goal[:, None], axis=-1), axis=1, keepdims=True)
-    subgoal = jnp.where(is_near, actor_goal, coming[:, -1])
     here, action, then = sample.transition
-    places = (here, then, sample.goal, actor_goal, coming[:, -1], subgoal)
+    places = (here, then, sample.goal, actor_goal, coming[:, -1], jnp.where(is_near, actor_goal, coming[:, -1]))
     here, then, *goals = ((each - loop.agent.center) / loop.agent.spread for each in places)
     return Batch(here, action, then, sample.reward, sample.discount, *goals)
 
 
-def make_agent(config: Config, example: Transition, center: jax.Array, spread: jax.Array, key: jax.Array) -> Agent:
+def make_agent(config: Config, center: jax.Array, spread: jax.Array, key: jax.Array) -> Agent:
     """An agent that has learned nothing."""
-    place, action = example.observation, example.action
-    outputs = {"value": 1, "actor": 2} if config.agent == "gciql" else {"high": 2, "low": 2}
+    outputs, number = ({"value": 1, "actor": 2}, 3) if config.agent == "gciql" else ({"high": 2, "low": 2}, 2)
     key_twins, *keys = jax.random.split(key, 1 + len(outputs))
-    inputs = (place, place, action) if config.agent == "gciql" else (place, place)
-    networks = {"twins": jax.vmap(lambda key: MLP(config.hidden, 1).init(key, *inputs))(jax.random.split(key_twins))}
-    for (name, size), each in zip(outputs.items(), keys, strict=True):
-        networks[name] = MLP(config.hidden, size).init(each, place, place)
+    sizes = zip(outputs.items(), keys, strict=True)
+    networks = {name: MLP(config.hidden, size).init(each, center, center) for (name, size), each in sizes}
+    networks["twins"] = jax.vmap(lambda key: MLP(config.hidden, 1).init(key, *[center] * number))(jax.random.split(key_twins))
     targets = jax.tree.map(jnp.copy, networks["twins"])  # Arrays of their own, so that both can be donated.
     return Agent(networks, targets, optax.adam(config.learning_rate).init(networks), center, spread)
 
@@ -203,11 +197,8 @@ def gciql_loss(config: Config, networks: dict[str, Any], targets: Any, batch: Ba
     q = jnp.min(twins(config, targets, batch.here, batch.goal, batch.action), axis=0)
     v = value(config, networks["value"], batch.here, batch.goal)
     value_loss = expectile(q - v, q - v, config.q_expectile)
-
-    then = jax.lax.stop_gradient(value(config, networks["value"], batch.then, batch.goal))
-    target = batch.reward + batch.discount * then
+    target = batch.reward + batch.discount * jax.lax.stop_gradient(value(config, networks["value"], batch.then, batch.goal))
     critic_loss = jnp.mean((twins(config, networks["twins"], batch.here, batch.goal, batch.action) - target) ** 2)
-
     chosen = jnp.tanh(actor(config, networks["actor"], batch.here, batch.actor_goal))
     frozen = jax.lax.stop_gradient(networks["twins"])
     q = jnp.min(twins(config, frozen, batch.here, batch.actor_goal, chosen), axis=0)
@@ -247,8 +238,7 @@ def act(config: Config, agent: Agent, observation: jax.Array, goal: jax.Array) -
 
 def update(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     """One update of all networks, and the loss."""
-    agent, batch = loop.agent, draw(config, loop, key)
-    loss = gciql_loss if config.agent == "gciql" else hiql_loss
+    agent, batch, loss = loop.agent, draw(config, loop, key), gciql_loss if config.agent == "gciql" else hiql_loss
     found, gradients = jax.value_and_grad(partial(loss, config))(agent.networks, agent.targets, batch)
     updates, opt_state = optax.adam(config.learning_rate).update(gradients, agent.opt_state)
     networks = optax.apply_updates(agent.networks, updates)
@@ -259,10 +249,8 @@ def update(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]
 def start(config: Config, data: tuple[Transition, np.ndarray], key: jax.Array) -> Loop:
     """A seed before its first update."""
     transitions, mask = jax.tree.map(jnp.asarray, data)
-    seen = transitions.observation
-    center, spread = (each(seen, axis=(0, 1), where=mask[..., None]) for each in (jnp.mean, jnp.std))
-    example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[2:], leaf.dtype), transitions)
-    return Loop(make_agent(config, example, center, spread, key), fill(config, transitions, mask))
+    center, spread = (f(transitions.observation, axis=(0, 1), where=mask[..., None]) for f in (jnp.mean, jnp.std))
+    return Loop(make_agent(config, center, spread, key), fill(config, transitions, mask))
 
 
 def advance(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, dict[str, jax.Array]]:
@@ -280,8 +268,7 @@ def train(config: Config) -> dict[str, Any]:
     def advance_and_evaluate(loop: Loop, number: int) -> tuple[Loop, dict[str, np.ndarray]]:
         loop, metrics = training.advance(loop, number)
         agents = jax.tree.map(lambda leaf: leaf[: config.seeds], jax.device_get(loop.agent))
-        seed = (config.seed + 1 + number) % 2**32
-        success = play_data.evaluate(config.maze, partial(policy, agents), config.seeds, config.eval_episodes, seed)
+        success = play_data.evaluate(config.maze, partial(policy, agents), config.seeds, config.eval_episodes, number)
         return loop, metrics | {"success_rate": success.mean(axis=1), "tasks": success}
 
     _, results = experiment.run(config, training._replace(advance=advance_and_evaluate))
@@ -290,7 +277,9 @@ def train(config: Config) -> dict[str, Any]:
 
 def try_out(config: Config) -> None:
     """Raises `ValueError` if there are no data."""
-    flags.require(config, "data", config.data is None or config.data.is_file(), "a file in OGBench's format, or none to play")
+    flags.require(
+        config, "data", config.data is None or Path(config.data).is_file(), "a file in OGBench's format, or none to play"
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -298,11 +287,11 @@ def main(args: Sequence[str] | None = None) -> None:
     config = flags.parse(Config, try_out, args)
     results = experiment.kept(config.out, config, train)
     print(experiment.table(results))
-    tasks = np.asarray(results["tasks"])[:, -1].mean(axis=0)
-    print("tasks 1 to 5 at the end           " + " ".join(f"{rate:.2f}" for rate in tasks))
-    settings = {agent: flags.counted(dataclasses.replace(config, agent=agent)) for agent in play_data.COLOURS}
+    tasks = " ".join(f"{rate:.2f}" for rate in np.asarray(results["tasks"])[:, -1].mean(axis=0))
+    print(f"tasks 1 to 5 at the end           {tasks}")
     records = experiment.read_records(config.out / "runs.json")
-    runs = {agent: record for agent in settings for record in records if record["config"] == settings[agent]}
+    alike = [each for each in records if each["config"] | {"agent": ""} == flags.counted(config) | {"agent": ""}]
+    runs = {each["config"]["agent"]: each for each in alike}
     play_data.draw(config.maze, runs, config.out / "offline.png")
     print(f"written                           {config.out}: runs.json, offline.png")
 

@@ -90,9 +90,9 @@ def play(name: Maze, episodes: int, seed: int) -> dict[str, np.ndarray]:
     return {column: np.asarray(data[column], kind) for column, kind in kinds.items()}
 
 
-def find(data: Path | None, out: Path, maze: Maze, episodes: int, seed: int) -> Path:
+def find(data: str | None, out: Path, maze: Maze, episodes: int, seed: int) -> Path:
     """The file to learn from: the one that is given, or one in `out`, which is played first unless it is there."""
-    path = data or out / f"pointmaze-{maze}-navigate-{episodes}.npz"
+    path = Path(data) if data else out / f"pointmaze-{maze}-navigate-{episodes}.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **play(maze, episodes, seed))
@@ -130,7 +130,7 @@ def evaluate(maze: Maze, policy: Callable[[np.ndarray, np.ndarray], Any], seeds:
 def draw(maze: Maze, runs: dict[str, Any], path: Path) -> None:
     """Success by updates of each algorithm, dotted the paper's, and of each task at the end."""
     with experiment.axes(path, panels=2, figsize=(9, 3.4)) as (curves, bars):
-        for place, (agent, run) in enumerate(runs.items()):
+        for place, (agent, run) in enumerate(sorted(runs.items())):
             rates, tasks, colour = np.asarray(run["success_rate"]), np.asarray(run["tasks"])[:, -1], COLOURS[agent]
             curves.plot(run["eval_steps"], rates.T, color=colour, alpha=0.25, linewidth=0.8)
             curves.plot(run["eval_steps"], rates.mean(axis=0), color=colour, linewidth=2, label=agent.upper())
