@@ -45,7 +45,7 @@ class Config(flags.Flags):
     maze: play_data.Maze = "large"  # OGBench's pointmaze.
     data: str | None = None  # A file in OGBench's format; by default one that is played, once, in the folder `out`.
     episodes: Count = 300  # Episodes of 1,000 steps to play, where no file is given.
-    steps: flags.Stretches = 30_000  # Updates of each run; a multiple of eval-every.
+    steps: flags.Stretches = 20_000  # Updates of each run; a multiple of eval-every.
     seeds: Count = 3  # Independent runs, vmapped, and shared out among the devices.
     eval_every: Count = 5_000  # Updates between evaluations.
     eval_episodes: Count = 10  # Episodes of each task in an evaluation.
