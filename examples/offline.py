@@ -8,7 +8,7 @@ value: the state itself, a state later on, or any state. `herjax.relabel` draws 
 - HIQL (Park et al. 2023, arXiv:2307.11949): an actor proposes where to be k steps later, another one gets there.
 
 Where no file is given, a point plays in OGBench's maze first. Policies are evaluated on the five tasks of the maze. Both need
-`pip install ".[examples,ogbench]"`; play_data.py has them.
+`pip install ".[ogbench]"`; play_data.py has them.
 
 python examples/offline.py                                           # GCIQL; plays first, if there are no data yet
 python examples/offline.py --agent hiql                              # HIQL, on the same data
