@@ -1,7 +1,7 @@
 """Half a batch from old data, half from new: the exact mix of RLPD (Ball et al. 2023, arXiv:2302.02948), with two buffers.
 
 A point played in the maze some time ago, without our goal. Now an agent tries for a goal that is far away. Its own episodes do
-not get there, so that alone they teach it little. The old ones have been everywhere, but do not show where the agent errs. `mix`
+not get there, so that alone they teach it little. The old ones have been everywhere, but do not show where it errs. `mix`
 draws half of every batch from each buffer.
 
 The agent is that of ddpg.py, and the maze that of explore.py. Of RLPD this is the mix alone, without ensemble and layer
