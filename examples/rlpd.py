@@ -45,7 +45,8 @@ class Config(AgentConfig):
     data: Literal["both", "online", "prior"] = "both"  # What batches are drawn from.
     prior_episodes: Count = 40  # Old episodes, from anywhere to anywhere.
     prior_noise: Weight = 0.5  # Standard deviation of the noise on their actions, whose range is -1 to 1.
-    cycles: flags.Stretches = 200  # Cycles of an episode in each environment, then updates; a multiple of eval-every.
+    cycles: flags.Stretches = 100  # Cycles of an episode in each environment, then updates; a multiple of eval-every.
+    eval_every: Count = 5  # Cycles between evaluations.
     num_envs: Count = 4  # Episodes of a cycle, side by side.
     rounds: Count = 4  # Times in a cycle that updates are made and targets follow.
     updates: Count = 20  # Updates of a round.

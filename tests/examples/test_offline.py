@@ -120,10 +120,12 @@ def test_expectiles_are_scipys(share: float) -> None:
 
 def pieces(agent: str) -> tuple[offline.Config, dict, dict, offline.Batch]:
     """A configuration, networks, other target networks, and a batch in which some goals are reached."""
-    config = dataclasses.replace(TINY, agent=agent, temperature=2.0)
+    config = dataclasses.replace(TINY, agent=agent, temperature=2.0, batch_size=64)
     loop = loop_of(config, walks())
-    targets = jax.tree.map(lambda leaf: leaf + 0.1, loop.agent.targets)
-    return config, loop.agent.networks, targets, offline.draw(config, loop, jax.random.key(3))
+    leaves, tree = jax.tree.flatten((loop.agent.networks, loop.agent.targets))
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    leaves = [leaf + jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]  # Twins that disagree.
+    return config, *jax.tree.unflatten(tree, leaves), offline.draw(config, loop, jax.random.key(3))
 
 
 def test_the_loss_of_gciql_is_that_of_the_formulas() -> None:
