@@ -1,8 +1,8 @@
 """Half a batch from old data, half from new: the exact mix of RLPD (Ball et al. 2023, arXiv:2302.02948), with two buffers.
 
-A point played in the maze some time ago, without our goal. Now an agent tries for a goal that is far away. Its own episodes do
-not get there, so that alone they teach it little. The old ones have been everywhere, but do not show where it errs. `mix`
-draws half of every batch from each buffer.
+A point played in the maze some time ago, without our goal. Now an agent tries for a goal that is far away. With its own
+episodes alone it gets there late. With the old ones alone it does not stay there, as they do not show where it errs. `mix` draws
+half of every batch from each buffer: the agent is there sooner, and stays.
 
 The agent is that of ddpg.py, and the maze that of explore.py. Of RLPD this is the mix alone, without ensemble and layer
 normalisation.
@@ -10,6 +10,7 @@ normalisation.
 python examples/rlpd.py                    # both
 python examples/rlpd.py --data online      # its own episodes alone
 python examples/rlpd.py --data prior       # the old ones alone
+python examples/rlpd.py --plot             # draws all three
 """
 
 import dataclasses
