@@ -1,8 +1,8 @@
 """Half a batch from old data, half from new: the exact mix of RLPD (Ball et al. 2023, arXiv:2302.02948), with two buffers.
 
 A point played in the maze some time ago, without our goal. Now an agent tries for a goal that is far away. With its own
-episodes alone it gets there late. With the old ones alone it does not stay there, as they do not show where it errs. `mix` draws
-half of every batch from each buffer: the agent is there sooner, and stays.
+episodes alone it gets there late. With the old ones alone it does not stay there, as they do not show where it errs. `mix`
+draws half of every batch from each buffer: the agent is there sooner, and stays.
 
 The agent is that of ddpg.py, and the maze that of explore.py. Of RLPD this is the mix alone, without ensemble and layer
 normalisation.
@@ -184,7 +184,9 @@ def plot(config: Config) -> None:
             drawn.plot(record["eval_steps"], rates.T, color=COLOURS[data], alpha=0.25, linewidth=0.8)
             drawn.plot(record["eval_steps"], rates.mean(axis=0), color=COLOURS[data], linewidth=2, label=LABELS[data])
         label = f"success rate (greedy), {config.seeds} seeds"
-        drawn.set(title=f'PointMaze "{config.layout}"', xlabel="environment steps, or as many updates", ylabel=label)
+        drawn.set(
+            title=f'PointMaze "{config.layout}"', xlabel="environment steps; for old episodes, as many updates", ylabel=label
+        )
         drawn.legend()
     print(f"written {config.out / 'rlpd.png'}: {', '.join(data for data, found in runs.items() if found)}")
 
