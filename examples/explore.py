@@ -117,7 +117,7 @@ def play(config: Config, policy: Policy, key: jax.Array, episodes: int, loop: Lo
     observation, state = jax.vmap(env.reset_env, (0, None))(jax.random.split(key_reset, episodes), params)
     goal = state.goal if loop is None else propose(config, loop, state.goal, key_goals)
     state = state.replace(goal=goal)
-    wander = config.wander and loop is not None
+    wander = loop is not None and config.wander
 
     def step(carry: tuple[Any, Any, jax.Array], key: jax.Array) -> tuple[tuple[Any, Any, jax.Array], Transition]:
         observation, state, reached = carry
