@@ -63,6 +63,7 @@ import optax  # noqa: E402
 
 import bitflip  # noqa: E402
 import herjax  # noqa: E402
+import returns  # noqa: E402
 from bitflip import Agent, Loop  # noqa: E402
 
 AXIS = "device"
@@ -98,11 +99,13 @@ def start(config: Config, key: jax.Array) -> Loop:
     return Loop(bitflip.start(config, key_agent).agent, buffer, (observation, state.replace(time=time)))
 
 
-def update(config: Config, agent: Agent, batch: herjax.Sample) -> tuple[Agent, jax.Array, jax.Array]:
+def update(
+    config: Config, agent: Agent, batch: herjax.Sample, window: herjax.Steps | None
+) -> tuple[Agent, jax.Array, jax.Array]:
     """One step of Adam on all devices' batches; returns the agent, this device's TD errors [batch_size], the mean loss []."""
 
     def loss_fn(params: optax.Params) -> tuple[jax.Array, jax.Array]:
-        errors = jax.vmap(partial(bitflip.td_error, agent, params))(batch)
+        errors = jax.vmap(partial(bitflip.td_error, config, agent, params))(batch, window)
         return jnp.mean(batch.weights * optax.huber_loss(errors)), errors
 
     # Of parameters that are not declared to vary, the gradients would already be sums over all devices.
@@ -123,7 +126,7 @@ def train_step(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Ar
     buffer = herjax.end_episode(buffer, goal, key_goals, done)
     beta, ratio = config.beta + (1 - config.beta) * (loop.agent.step / config.steps), config.hindsight_ratio
     batch = herjax.sample(buffer, key_sample, config.batch_size, beta=beta, hindsight_ratio=ratio, axis_name=AXIS)
-    agent, errors, loss = update(config, loop.agent, batch)
+    agent, errors, loss = update(config, loop.agent, batch, returns.window(config, buffer, batch))
     if config.prioritized:
         buffer = herjax.update_priorities(buffer, batch.indices, jnp.abs(errors), axis_name=AXIS)
     return Loop(agent, buffer, env), loss
