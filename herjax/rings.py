@@ -52,9 +52,8 @@ def is_held(state: BufferState, row: jax.Array) -> jax.Array:
 def first_held(state: BufferState, row: jax.Array, step: jax.Array) -> jax.Array:
     """The first step still held of the episode whose `step` is in `row`, which is held: int32 of `row`'s shape."""
     env, offset = env_and_offset(state.config, row)
-    older = (
-        state.drawable[env] - 1 - wrapped(state.config.rows_per_env, state.newest[env] - 1 - offset)
-    )  # Rows of its environment.
+    younger = wrapped(state.config.rows_per_env, state.newest[env] - 1 - offset)  # Rows of its environment.
+    older = state.drawable[env] - 1 - younger
     return jnp.clip(step - older, 0, step)
 
 

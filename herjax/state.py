@@ -37,9 +37,9 @@ class Observations(NamedTuple):
     An episode of T transitions takes T + 1 rows of it. The last holds what came after the last step.
     """
 
-    at: jax.Array  # int32 [R + 1]; of each transition's row, which row its own observation has. Of row R, the last.
+    at: jax.Array  # int32 [R + 1]; of each transition's row, which row its own observation has. Of row R, this ring's nobody's.
     head: jax.Array  # int32 [n]; where in this ring the running episode begins.
-    episodes: jax.Array  # int32 [n]; finished episodes of which a transition is held. It is counted when one ends.
+    episodes: jax.Array  # int32 [n]; finished episodes of which a transition was held when one last ended.
 
 
 @partial(
@@ -79,7 +79,7 @@ class BufferState:
       (True, [0, 0, 0])
     """
 
-    columns: tuple[jax.Array, ...]  # Transitions: rows of each of `config.storage.columns`, R + 1 or those of the second ring.
+    columns: tuple[jax.Array, ...]  # Each of `config.storage.columns`: [rows * words], of R + 1 rows, or of the second ring's.
     observations: Observations | None  # Where what two steps share is, with `next_of`.
     places: jax.Array  # R + 1 rows of `config.place`, likewise: int [2] each, the step and the length of its episode.
     copies: jax.Array  # (R + 1) * K rows of `config.stored`, likewise.
