@@ -55,13 +55,13 @@ def relabelled(
 
 def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int, strategy: Mixture) -> jax.Array:
     """Draws hindsight goals for each step: rows of `config.goal`, uint32 [n, num_goals, words]."""
-    config = state.config
-    key_steps, key_anywhere = jax.random.split(key)
+    config, elsewhere = state.config, RANDOM in strategy.sources
+    key_steps, key_anywhere = jax.random.split(key) if elsewhere else (key, key)
     steps, anywhere = _goal_steps(strategy, key_steps, visits, num_goals)
     if strategy.looks_back:
         steps = jnp.maximum(steps, visits.first[:, None])
     sources = row_of_step(config, visits.row[:, None], visits.step[:, None], steps)
-    if RANDOM in strategy.sources:
+    if elsewhere:
         bits = jax.random.bits(key_anywhere, steps.shape, jnp.uint32)  # randint would draw four times as many.
         number = scale(bits, size(state).astype(jnp.uint32)).astype(jnp.int32)
         sources = jnp.where(anywhere, held_row(state, number), sources)

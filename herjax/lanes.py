@@ -13,7 +13,7 @@ from herjax.rows import INT32_MAX, Pytree
 
 Carry = TypeVar("Carry")
 
-_LEAST_STEPS, _MOST_STEPS = 32, 1024  # Steps that a turn of `for_each_step` takes: one for each environment, within these.
+_LEAST_STEPS, _MOST_STEPS = 16, 1024  # Steps that a turn of `for_each_step` takes: one for each environment, within these.
 _STEPS_AT_ONCE = 1024  # Where at most this many can end, a GPU works through all, rather than ask the host how many did.
 
 

@@ -63,18 +63,20 @@ def find(tree: SumTree, target: jax.Array, residue: jax.Array) -> tuple[jax.Arra
     Returns:
       The leaves' indices, int32 [n], and their values, float32 [n]. Where every leaf is zero: the first one, n times.
     """
-    node, value = jnp.zeros(target.shape, jnp.int32), target
     any_mass = total(tree) > 0
+    node, way = jnp.zeros(target.shape, jnp.int32), _packed(target, residue, jnp.int32(0))
     for level in reversed(_whole(tree)):
         # Else XLA computes the whole way down again for every value read at the end of it.
-        node, value, target, residue = materialized(any_mass, _descend(level, node, target, residue))
-    return node, value
+        node, way = materialized(any_mass, (node, _descend(level, node, way)))
+        node = node * FANOUT + _child(way)
+    leaves, values = materialized(any_mass, (node, windows.read(tree[0], node, 1)[:, 0]))
+    return leaves, values
 
 
-def _descend(level: jax.Array, parent: jax.Array, target: jax.Array, residue: jax.Array) -> tuple[jax.Array, ...]:
-    """From nodes, int32 [n], to those of their children, in `level`, that hold the targets: as `find` takes and gives them."""
-    node = parent * FANOUT
-    children = _children(level, parent)
+def _descend(level: jax.Array, node: jax.Array, way: jax.Array) -> jax.Array:
+    """The way on from nodes, int32 [n], to their children in `level`: complex64 [n], as `_packed` gives it."""
+    target, residue, child = jnp.real(way), jnp.imag(way), jnp.zeros_like(node)
+    children = _children(level, node)
     while (half := len(children) // 2) > 0:
         left, right = _add_up(children[:half]), _add_up(children[half:])
         beyond = target - left
@@ -82,9 +84,25 @@ def _descend(level: jax.Array, parent: jax.Array, target: jax.Array, residue: ja
         go_right = (rest >= 0) & (right > 0)
         residue = jnp.where(go_right, residue - (rest - beyond), residue)
         target = jnp.where(go_right, rest, target)
-        node = node + half * go_right.astype(jnp.int32)
+        child = child + half * go_right.astype(jnp.int32)
         children = [jnp.where(go_right, *pair) for pair in zip(children[half:], children[:half], strict=True)]
-    return node, children[0], target, residue
+    return _packed(target, residue, child)
+
+
+def _packed(target: jax.Array, residue: jax.Array, child: jax.Array) -> jax.Array:
+    """A target within a node's child, and which child, as one number: complex64 [n].
+
+    Of three arrays XLA would compute each by itself, from the children on. The residue's last bits, of 2^-40 of the target and
+    less, make room for the child.
+    """
+    bits = (residue.view(jnp.int32) & -FANOUT) | child
+    packed: jax.Array = jax.lax.complex(target, bits.view(jnp.float32))
+    return packed
+
+
+def _child(way: jax.Array) -> jax.Array:
+    """The child that `_packed` was given, int32 [n]."""
+    return jnp.imag(way).view(jnp.int32) & (FANOUT - 1)
 
 
 def set_leaves(tree: SumTree, leaves: jax.Array, values: jax.Array) -> SumTree:
