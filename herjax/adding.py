@@ -6,7 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from herjax import checks, prioritized, windows
+from herjax import checks, prioritized
 from herjax.arguments import batched, check_goal, only_where
 from herjax.faults import on_explicit_axes, reported
 from herjax.functions import Goal, Transition
@@ -92,20 +92,22 @@ def _room_made(state: BufferState, stored: jax.Array) -> BufferState:
 def _written(state: BufferState, rows: jax.Array, transition: Transition, stored: jax.Array) -> BufferState:
     """Each environment's transition, each leaf [n, ...], written to its row, int32 [n]; zeros unless `stored`, bool [n]."""
     config, observations = state.config, state.observations
-    shared: tuple[jax.Array, ...] = ()
-    given = only_where(stored, jax.vmap(config.storage.pack)(transition))
+    now = None
     if observations is not None:
-        envs = jnp.arange(config.envs, dtype=jnp.int32)
-        now = observation_at(config, envs, observations.head + state.pending)
+        now = observation_at(config, jnp.arange(config.envs, dtype=jnp.int32), observations.head + state.pending)
+    given = only_where(stored, jax.vmap(config.storage.pack)(transition, now))
+    shared: tuple[jax.Array, ...] = ()
+    if now is not None:
         if not on_explicit_axes():  # Where JAX refuses to read what is not sharded by values that are.
             now = _reported_unless_follows(state, now, given, stored & (state.pending > 0))
-        shared = tuple(jnp.where(stored, row, config.num_observations) for row in (now, observation_after(config, now)))
-        observations = observations._replace(at=windows.write(observations.at, rows, shared[0][:, None]))
+        shared = tuple(jnp.where(stored, row, 0) for row in (now, observation_after(config, now)))
     columns = []
     for column, array, words in zip(config.storage.columns, state.columns, given, strict=True):
-        targets = shared if column.later else (rows,)
-        columns.append(column.layout.write(array, jnp.concatenate(targets), jnp.concatenate(words)[:, None]))
-    return dataclasses.replace(state, columns=tuple(columns), observations=observations)
+        written = array
+        for target, part in zip(shared if column.later else (rows,), words, strict=True):
+            written = column.layout.write(written, target, part[:, None])
+        columns.append(written)
+    return dataclasses.replace(state, columns=tuple(columns))
 
 
 def _reported_unless_follows(state: BufferState, now: jax.Array, given: Words, compared: jax.Array) -> jax.Array:

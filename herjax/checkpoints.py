@@ -22,7 +22,7 @@ from herjax.rows import Pytree
 
 __all__ = ["Saved", "describe", "discard", "replace_file", "restore", "save"]
 
-_FORMAT = 4  # Of saved.json and of a buffer's rows: higher where older states must not be restored.
+_FORMAT = 5  # Of saved.json and of a buffer's rows: higher where older states must not be restored.
 _RECORD = "saved.json"
 _NAMES = re.compile(r"state-(\d+)(\.orbax-checkpoint-tmp.*)?")  # Of folders that are ours, finished or not.
 

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from herjax import checks, hindsight, prioritized, windows
+from herjax import checks, hindsight, prioritized
 from herjax.arguments import batched, check_goal, only_where
 from herjax.functions import Goal
 from herjax.lanes import Chunk, for_each_step, materialized, seen, written_after
 from herjax.reading import Visits
-from herjax.rings import observation_at, row_at, wrapped
+from herjax.rings import observation_at, observation_of, row_at, wrapped
 from herjax.state import BufferState, Observations, config_of
 
 
@@ -50,13 +50,8 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
     key = checks.key(jax.random.key(0) if key is None and config.relabels_when_sampled else key)  # Not used then.
     state, goal = jax.lax.stop_gradient((state, goal))
     lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)
-    ended = dataclasses.replace(
-        state,
-        head=row_at(config, jnp.int32(0), state.head + lengths),
-        held=state.held + lengths,
-        pending=state.pending - lengths,
-        observations=_all_observed(state, lengths),
-    )
+    head, held = row_at(config, jnp.int32(0), state.head + lengths), state.held + lengths
+    ended = _all_observed(dataclasses.replace(state, head=head, held=held, pending=state.pending - lengths), lengths)
     goals = None if config.sample_running else only_where(lengths > 0, jax.vmap(config.goal.pack)(batched(config, goal)))
 
     def commit(ended: BufferState, turn: jax.Array, steps: Chunk) -> BufferState:
@@ -79,8 +74,6 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         )
         return prioritized.enter(ended, targets)
 
-    if config.next_of is not None:
-        ended = for_each_step(jnp.sign(lengths), 1, _last_observation, ended)
     return for_each_step(lengths, config.max_episode_length, commit, ended)
 
 
@@ -121,30 +114,25 @@ def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
     return dataclasses.replace(state, pending=state.pending - lengths)
 
 
-def _all_observed(state: BufferState, lengths: jax.Array) -> Observations | None:
-    """The observations once episodes of these lengths, int32 [n], have ended; 0 where none has."""
-    observations, ended = state.observations, jnp.sign(lengths)
+def _all_observed(state: BufferState, lengths: jax.Array) -> BufferState:
+    """Makes room for the rows that the last observations of episodes of these lengths have taken, int32 [n]; 0: none ended.
+
+    Called once their steps are held. Counts `episodes`, too.
+    """
+    config, observations, ended = state.config, state.observations, lengths > 0
     if observations is None:
-        return None
-    head = wrapped(state.config.observations_per_env, observations.head + lengths + ended)
-    return observations._replace(head=head, episodes=observations.episodes + ended)
+        return state
+    head = wrapped(config.observations_per_env, observations.head + lengths + jnp.sign(lengths))
+    envs = jnp.arange(config.envs, dtype=jnp.int32)
+    oldest = row_at(config, envs, state.head - state.held)
+    first = materialized(jnp.any(ended), observation_of(state, oldest))
+    columns = (written_after(state.columns[0], first[0]), *state.columns[1:])
+    used = 1 + wrapped(config.observations_per_env, observation_at(config, envs, head - 1) - first)
+    gone = ended & (used > config.capacity_per_env)
+    observations = Observations(head, jnp.where(ended, used - state.held, observations.episodes))
+    state = dataclasses.replace(state, held=state.held - gone.astype(jnp.int32), observations=observations, columns=columns)
 
+    def leave(state: BufferState, _: jax.Array, steps: Chunk) -> BufferState:
+        return prioritized.leave(state, jnp.where(steps.valid, oldest[steps.env], config.num_rows))
 
-def _last_observation(state: BufferState, _: jax.Array, steps: Chunk) -> BufferState:
-    """Makes room for the row that an ended episode's last observation has taken; and counts `episodes`."""
-    config, observations, env = state.config, state.observations, steps.env
-    assert observations is not None  # Asked for with `next_of` alone.
-    oldest = row_at(config, env, state.head[env] - state.held[env])
-    first, newest = windows.read(observations.at, oldest, 1)[:, 0], observation_at(config, env, observations.head[env] - 1)
-    used = 1 + wrapped(config.observations_per_env, newest - first)
-    gone = steps.valid & (used > config.capacity_per_env)
-    change = jnp.where(steps.valid, used - state.held[env] - observations.episodes[env], 0)
-    observations = observations._replace(episodes=_added(observations.episodes, env, change))
-    held = _added(state.held, env, -gone.astype(jnp.int32))
-    state = dataclasses.replace(state, held=held, observations=observations)
-    return prioritized.leave(state, jnp.where(gone, oldest, config.num_rows))
-
-
-def _added(counts: jax.Array, env: jax.Array, more: jax.Array) -> jax.Array:
-    """Counts, int32 [n], and `more` of each of `env`, int32 [k] each."""
-    return windows.write(counts, env, more[:, None], jax.lax.scatter_add)
+    return state if state.tree is None else for_each_step(gone.astype(jnp.int32), 1, leave, state)

@@ -13,6 +13,7 @@ import numpy as np
 from herjax import prioritized, sum_tree
 from herjax.config import NUMBERS, Config, Copy
 from herjax.reading import places, transitions
+from herjax.rings import observation_of
 from herjax.rows import Layout, Pytree, dotted
 from herjax.state import BufferState, Observations, config_of, empty
 
@@ -193,8 +194,7 @@ def _check_steps(state: BufferState) -> None:
 def _check_observations(state: BufferState, observations: Observations) -> None:
     """Checks that the observations of what is held follow one another, one more for each episode, and fit the capacity."""
     config, head, episodes = state.config, observations.head, observations.episodes
-    ring, nobodys = config.observations_per_env, config.num_observations
-    _require(observations.at[-1] == nobodys, "state.observations.at[-1]", observations.at[-1], f"be {nobodys}")
+    ring = config.observations_per_env
     _require((head >= 0) & (head < ring), "state.observations.head of environment", head, f"lie in 0 .. {ring - 1}")
     for env in range(config.envs):
         rows, running = _oldest_first(state, env), np.arange(int(state.pending[env]))
@@ -207,9 +207,9 @@ def _check_observations(state: BufferState, observations: Observations) -> None:
         fits = taken <= config.capacity_per_env
         _require(fits, f"observations of environment {env} in use", taken, f"be <= {config.capacity_per_env}, the capacity")
         offset = head[env] - len(rows) - held + np.arange(len(rows)) + np.cumsum(ends) - ends
-        must = env * ring + np.append(offset, head[env] + running) % ring
+        must = 1 + env * ring + np.append(offset, head[env] + running) % ring
         rows = np.append(rows, env * config.rows_per_env + (state.head[env] + running) % config.rows_per_env)
-        found = observations.at[rows]
+        found = np.asarray(observation_of(state, jnp.asarray(rows)))
         _require(found == must, "observation of row", found, "follow that of the row before", rows)
 
 

@@ -5,10 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from herjax import windows
 from herjax.functions import Transition
 from herjax.lanes import materialized, materialized_with
-from herjax.rings import first_held, observation_after, running_place
+from herjax.rings import first_held, observation_after, observation_of, running_place
 from herjax.rows import Pytree
 from herjax.state import BufferState, can_sample
 from herjax.storage import Words
@@ -76,7 +75,7 @@ def _addresses(state: BufferState, rows: jax.Array) -> tuple[tuple[jax.Array, ..
     if state.observations is None:
         return (rows,), ()
     there = state.held[0] >= 0  # Always, but XLA does not know: it would read each again for every word of an observation.
-    now: jax.Array = materialized(there, windows.read(state.observations.at, rows, 1)[:, 0])
+    now: jax.Array = materialized(there, observation_of(state, rows))
     return (rows,), (now, observation_after(state.config, now))
 
 

@@ -67,15 +67,21 @@ def running_place(state: BufferState, row: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def observation_at(config: Config, env: jax.Array, offset: jax.Array) -> jax.Array:
-    """The row at an offset in an environment's ring of observations, wrapped: int32."""
-    return env * config.observations_per_env + wrapped(config.observations_per_env, offset)
+    """The row at an offset in an environment's ring of observations, wrapped: int32. These rings begin after row 0."""
+    return 1 + env * config.observations_per_env + wrapped(config.observations_per_env, offset)
 
 
 def observation_after(config: Config, row: jax.Array) -> jax.Array:
-    """The next row of the same ring of observations: int32 of `row`'s shape. Of the row that is nobody's, that one."""
-    later, rows = row + 1, config.observations_per_env
-    wraps = jax.lax.rem(later, jnp.int32(rows)) == 0
-    return jnp.minimum(jnp.where(wraps, later - rows, later), config.num_observations)
+    """The next row of the same ring of observations: int32 of `row`'s shape. Of row 0, which is nobody's, that one."""
+    rows = config.observations_per_env
+    ends = jax.lax.rem(row, jnp.int32(rows)) == 0
+    return jnp.maximum(row + 1 - jnp.where(ends, rows, 0), 0)
+
+
+def observation_of(state: BufferState, rows: jax.Array) -> jax.Array:
+    """Where the observations of transitions are, by the rows of these, int32 [n]: int32 [n]."""
+    first = state.config.storage.columns[0].layout
+    return first.read(state.columns[0], rows)[:, 0].view(jnp.int32)
 
 
 def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from herjax import windows
+
 Pytree: TypeAlias = Any
 """A pytree of arrays; JAX has no type for one."""
 
@@ -117,20 +119,13 @@ class Layout:
 
     def read(self, rows: jax.Array, indices: jax.Array) -> jax.Array:
         """The rows at `indices`, int32 [n], all of which must be there: [n, words]."""
-        flat = rows.ndim == 1
-        starts = indices * self.words if flat else indices
-        slices: tuple[int, ...] = (self.words,) if flat else (1, self.words)
-        axes = jax.lax.GatherDimensionNumbers((1,), collapsed_slice_dims=() if flat else (0,), start_index_map=(0,))
-        return jax.lax.gather(rows, starts[:, None], axes, slices, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+        return windows.read(rows, indices * self.words if rows.ndim == 1 else indices, self.words)
 
     def write(self, rows: jax.Array, starts: jax.Array, values: jax.Array) -> jax.Array:
         """Puts `values`, [n, k, words], in the k rows from each of `starts`, int32 [n], on. All rows must be there."""
         if rows.ndim == 1:
             starts, values = starts * self.words, values.reshape(values.shape[0], -1)
-        axes = jax.lax.ScatterDimensionNumbers(
-            update_window_dims=tuple(range(1, values.ndim)), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
-        )
-        return jax.lax.scatter(rows, starts[:, None], values, axes, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+        return windows.write(rows, starts, values)
 
 
 def dotted(path: tuple[Any, ...]) -> str:

@@ -34,10 +34,10 @@ from herjax.rows import INT32_MAX, Pytree
 class Observations(NamedTuple):
     """Where the rows of columns lie that two steps share: in a second ring of each environment, one row longer than the first.
 
-    An episode of T transitions takes T + 1 rows of it. The last holds what came after the last step.
+    An episode of T transitions takes T + 1 rows of it. The last holds what came after the last step. Row 0, before the rings,
+    is nobody's, and stays 0. The first word of each transition's own row says which row its observation has.
     """
 
-    at: jax.Array  # int32 [R + 1]; of each transition's row, which row its own observation has. Of row R, this ring's nobody's.
     head: jax.Array  # int32 [n]; where in this ring the running episode begins.
     episodes: jax.Array  # int32 [n]; finished episodes of which a transition was held when one last ended.
 
@@ -119,10 +119,9 @@ def empty(config: Config, numbers: dict[str, jax.Array]) -> BufferState:
         return jnp.full(1, value, dtype)[0]
 
     columns = ((column.layout, config.num_observations + 1 if column.later else num_rows) for column in config.storage.columns)
-    at = jnp.full(num_rows, config.num_observations, jnp.int32)
     return BufferState(
         columns=tuple(layout.zeros(rows) for layout, rows in columns),
-        observations=None if config.next_of is None else Observations(at, per_env(), per_env()),
+        observations=None if config.next_of is None else Observations(per_env(), per_env()),
         places=config.place.zeros(num_rows),
         copies=config.stored.zeros(num_rows * config.num_copies),
         tree=None if config.priority_exponent is None else sum_tree.init(num_rows * config.num_copies),

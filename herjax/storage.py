@@ -1,4 +1,4 @@
-"""How a transition is stored: in columns. With `next_of`, two steps share some of them."""
+"""How a transition is stored: in columns. With `next_of`, two steps share some of them, and the first says where they are."""
 
 import dataclasses
 from collections.abc import Hashable, Mapping
@@ -15,7 +15,7 @@ Words: TypeAlias = tuple[tuple[jax.Array, ...], ...]
 
 
 class Column(NamedTuple):
-    """Leaves of a transition, named by their numbers, that are stored in one array."""
+    """Leaves of a transition, named by their numbers, that are stored in one array. One more number stands for `at`."""
 
     layout: Layout
     leaves: tuple[int, ...]
@@ -53,18 +53,21 @@ class Storage:
         alone = [leaf for leaf in range(len(transition.leaves)) if leaf not in {*shared, *later_of.values()}]
         images = [leaf for leaf in alone + shared if transition.leaves[leaf].is_image]
         words = [[leaf for leaf in part if transition.leaves[leaf].words and leaf not in images] for part in (alone, shared)]
+        leaves = [*jax.tree.leaves(transition.struct()), jax.ShapeDtypeStruct((), jnp.int32)]
+        if shared:
+            words[0].insert(0, len(leaves) - 1)
         words = [group for group in words if group]
 
         def column(group: list[int], unit: int) -> Column:
-            layout = Layout.of("column", [jax.tree.leaves(transition.struct())[leaf] for leaf in group], unit)
+            layout = Layout.of("column", [leaves[leaf] for leaf in group], unit)
             return Column(layout, tuple(group), tuple(later_of[leaf] for leaf in group if leaf in later_of))
 
         columns = [*(column(group, 4) for group in words), *(column([image], 1) for image in images)]
         return cls(transition, tuple(columns), len(words))
 
-    def pack(self, transition: Transition) -> Words:
-        """A transition as it is stored."""
-        leaves = self.transition.treedef.flatten_up_to(transition)
+    def pack(self, transition: Transition, at: jax.Array | None) -> Words:
+        """A transition as it is stored; `at`, int32 [], is where what two steps share is; None where there is no such thing."""
+        leaves = [*self.transition.treedef.flatten_up_to(transition), at]
         return tuple(column.pack(leaves) for column in self.columns)
 
     def unpack(self, words: Words) -> Transition:
@@ -74,7 +77,7 @@ class Storage:
         }
         for column, rows in zip(self.columns, words, strict=True):
             leaves |= column.unpack(rows)
-        return self.transition.treedef.unflatten([leaves[leaf] for leaf in range(len(leaves))])
+        return self.transition.treedef.unflatten([leaves[leaf] for leaf in range(len(self.transition.leaves))])
 
 
 def next_pairs(transition: Layout, next_of: Mapping[Any, Any] | None) -> tuple[tuple[Hashable, Hashable], ...] | None:

@@ -102,7 +102,8 @@ def _packed(target: jax.Array, residue: jax.Array, child: jax.Array) -> jax.Arra
 
 def _child(way: jax.Array) -> jax.Array:
     """The child that `_packed` was given, int32 [n]."""
-    return jnp.imag(way).view(jnp.int32) & (FANOUT - 1)
+    child: jax.Array = jnp.imag(way).view(jnp.int32) & (FANOUT - 1)
+    return child
 
 
 def set_leaves(tree: SumTree, leaves: jax.Array, values: jax.Array) -> SumTree:

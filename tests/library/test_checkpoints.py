@@ -232,8 +232,8 @@ def test_settings_are_compared_as_they_are_written(tmp_path: Path, monkeypatch: 
     assert " at 0x" not in described[0]
     assert described[1] == "Reward(scale=1.0)"
     assert checkpoints.describe(saver.start(priority_exponent=np.float32(0.5)))["priority_exponent"] == 0.5
-    monkeypatch.setattr(checkpoints, "_FORMAT", 5)
-    with pytest.raises(ValueError, match="format 4, and format 5 is asked for"):
+    monkeypatch.setattr(checkpoints, "_FORMAT", 6)
+    with pytest.raises(ValueError, match="format 5, and format 6 is asked for"):
         checkpoints.restore(tmp_path, {"x": np.arange(3)})
 
 

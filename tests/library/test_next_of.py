@@ -268,8 +268,8 @@ def test_no_check_of_checkify_raises_a_false_alarm(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "at", "amount", "message"),
     [
-        (".observations.at", -1, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
-        (".observations.at", 0, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
+        (".columns[0]", -1, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
+        (".columns[0]", 0, 1, r"observation of row \d+ is \d+; it must follow that of the row before"),
         (".observations.episodes", 0, 9, "observations of environment 0 in use is [0-9]+; it must be <= 15, the capacity"),
         (".observations.episodes", 1, -2, r"observations\.episodes of environment 1 is \d; it must be >= \d, as rows say"),
         (".observations.head", 1, -16, r"observations\.head of environment 1 is -\d+; it must lie in 0 \.\. 15"),
@@ -283,8 +283,8 @@ def test_what_is_broken_is_named(name: str, at: int, amount: int, message: str) 
     ends = np.indices((32, 2)).sum(axis=0) % 4 == 1
     state, _ = play(make(capacity=30, num_envs=2, priority_exponent=1), walks(ends), KEY)
     herjax.check(state)
-    if name == ".observations.at":  # Of the newest row that has finished, or the first that runs: where its observation lies.
-        at = int(state.head[0] + at) % 15
+    if name == ".columns[0]":  # Of the newest row that has finished, or the first that runs: where its observation lies.
+        at = int(state.head[0] + at) % 15 * state.config.storage.columns[0].layout.words
     paths, treedef = jax.tree_util.tree_flatten_with_path(state)
     leaves = [leaf.at[at].add(amount) if jax.tree_util.keystr(path) == name else leaf for path, leaf in paths]
     with pytest.raises(ValueError, match=message):
@@ -360,5 +360,5 @@ def test_loops_of_other_forms_come_to_the_same() -> None:
         now, before = jax.tree.map(lambda leaf, at=at: leaf[at, 0], calls), state
         state = end(add(state, now["transition"], now["mask"]), now["goal"], key, now["done"])
         state = herjax.discard(state, now["drop"])
-        assert before.observations.at.is_deleted()
+        assert before.columns[0].is_deleted()
     assert_same(read(state), expected)
