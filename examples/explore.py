@@ -1,4 +1,4 @@
-"""Goals proposed for acting: where HER alone never gets to the goal, the agent tries what it has rarely achieved.
+"""Goals proposed for acting: where HER alone may never get to the goal, the agent tries what it has rarely achieved.
 
 HER learns from goals that were reached by chance. In a maze whose goal is far from the start, none is reached beyond the first
 corners, and an agent that always tries for the far goal learns no more. MEGA (Pitis et al. 2020, arXiv:2007.02832) has it try
@@ -8,8 +8,8 @@ goals that it achieved before, but rarely: it gets there, acts at random from th
 candidate. The goal that was tried is the one that `herjax.end_episode` is given. The agent is that of ddpg.py. Playing, replay,
 proposals and updates are one scan; seeds are vmapped, and shared out among the devices that there are.
 
-python examples/explore.py                         # goals are proposed: seeds begin to reach the goal
-python examples/explore.py --proposal desired      # HER alone: none does
+python examples/explore.py                         # goals are proposed: all seeds get to the goal
+python examples/explore.py --proposal desired      # HER alone: three of five do
 python examples/explore.py --plot                  # draws both, and the goals that were tried
 """
 

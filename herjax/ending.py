@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from herjax import checks, hindsight, prioritized
 from herjax.arguments import batched, check_goal, only_where
 from herjax.functions import Goal
-from herjax.lanes import Chunk, for_each_step, materialized, seen, written_after
+from herjax.lanes import Chunk, for_each_step, materialized, materialized_with, seen, written_after
 from herjax.reading import Visits
 from herjax.rings import observation_at, observation_of, row_at, wrapped
 from herjax.state import BufferState, Observations, config_of
@@ -74,7 +74,8 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         )
         return prioritized.enter(ended, targets)
 
-    return for_each_step(lengths, config.max_episode_length, commit, ended)
+    # `held` is never negative, but XLA does not know: so the turns come after what `_all_observed` reads.
+    return for_each_step(jnp.where(ended.held >= 0, lengths, 0), config.max_episode_length, commit, ended)
 
 
 @jax.jit
@@ -125,8 +126,10 @@ def _all_observed(state: BufferState, lengths: jax.Array) -> BufferState:
     head = wrapped(config.observations_per_env, observations.head + lengths + jnp.sign(lengths))
     envs = jnp.arange(config.envs, dtype=jnp.int32)
     oldest = row_at(config, envs, state.head - state.held)
-    first = materialized(jnp.any(ended), observation_of(state, oldest))
-    columns = (written_after(state.columns[0], first[0]), *state.columns[1:])
+    _, first = materialized_with(jnp.any(ended), (), lambda: observation_of(state, oldest))
+    columns = state.columns
+    if not config.sample_running:  # Else the turns that follow pass them on as they are.
+        columns = (written_after(columns[0], first[0]), *columns[1:])
     used = 1 + wrapped(config.observations_per_env, observation_at(config, envs, head - 1) - first)
     gone = ended & (used > config.capacity_per_env)
     observations = Observations(head, jnp.where(ended, used - state.held, observations.episodes))
