@@ -6,12 +6,15 @@ actor goes where the score is highest. So every goal is a hindsight goal, a futu
 anew for each batch: `relabel="sample"`, `geometric` and `hindsight_ratio=1`. Playing, replay and updates are one scan; seeds
 are vmapped, and shared out among the devices that there are.
 
-Two things are not in the papers. Three actions in ten are random. And transitions have priorities: at first the puck is never
+The critic learns what follows when those actors act that filled the buffer. So the buffer is small and forgets the early ones,
+and few actions are random.
+
+Two things are not in the papers. One action in ten is random. And transitions have priorities: at first the puck is never
 touched in most episodes, and from these an actor learns to leave it alone. So a priority is how far the goal last drawn for a
 transition is from what it achieved itself.
 
 python examples/crl.py                         # learns to push a puck to a goal
-python examples/crl.py --task reach --cycles 60    # moves the disc alone
+python examples/crl.py --task reach --cycles 100   # moves the disc alone
 python examples/crl.py --task reacher          # brax's arm, after pip install ".[brax]"
 """
 
@@ -40,17 +43,17 @@ class Config(flags.Flags):
     """Trains a contrastive agent on a planar task."""
 
     task: planar.Task = "push"  # push: a puck to a goal; reach: the disc itself; reacher: an arm's tip (brax).
-    cycles: flags.Stretches = 400  # Cycles of each run; a multiple of eval-every.
-    num_envs: Count = 64  # Episodes of a cycle, side by side.
-    updates: Count = 80  # Updates of a cycle.
+    cycles: flags.Stretches = 500  # Cycles of each run; a multiple of eval-every.
+    num_envs: Count = 16  # Episodes of a cycle, side by side.
+    updates: Count = 40  # Updates of a cycle.
     batch_size: Several = 256  # Transitions in an update; the critic tells each goal from the others of its batch.
-    capacity: Count = 1_000_000  # Transitions held.
+    capacity: Count = 100_000  # Transitions held. The critic learns from what recent actors did.
     hidden: flags.Units = (128, 128)  # Units of the hidden layers of actor and encoders.
     representation: Count = 64  # Elements of a representation.
     learning_rate: Weight = 1e-3  # Of Adam.
     discount: flags.Below1 = 0.98  # Of the geometric distribution of how far ahead goals are.
     priority_exponent: Weight = 1.0  # Alpha; 0: all transitions alike.
-    epsilon: Share = 0.3  # Probability of a random action.
+    epsilon: Share = 0.1  # Probability of a random action.
     penalty: Weight = 0.1  # Weight of the squared log-sum-exp in the critic's loss.
     entropy: Number = -2.0  # Entropy that the actor is kept at, for each component of an action.
     eval_every: Count = 20  # Cycles between evaluations.
