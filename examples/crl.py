@@ -2,9 +2,10 @@
 
 There is no reward. A critic learns which states follow which: it scores a state and an action by the distance of their
 representation to that of a goal, and is trained to tell the goal drawn for it from those of the batch's other transitions. An
-actor goes where the score is highest. So every goal is a hindsight goal, a future state of the transition's own episode, drawn
-anew for each batch: `relabel="sample"`, `geometric` and `hindsight_ratio=1`. Playing, replay and updates are one scan; seeds
-are vmapped, and shared out among the devices that there are.
+actor goes where the score is highest. So each of the critic's goals is a hindsight goal, a future state of the transition's own
+episode, drawn anew for each batch: `relabel="sample"`, `geometric` and `hindsight_ratio=1`. The actor sees the same transitions
+under other goals, by `relabel`: half of them are future states, too, the others are those that were pursued. Playing, replay
+and updates are one scan; seeds are vmapped, and shared out among the devices that there are.
 
 The critic learns what follows when those actors act that filled the buffer. So the buffer is small and forgets the early ones,
 and few actions are random.
@@ -53,6 +54,7 @@ class Config(flags.Flags):
     learning_rate: Weight = 1e-3  # Of Adam.
     discount: flags.Below1 = 0.98  # Of the geometric distribution of how far ahead goals are.
     priority_exponent: Weight = 1.0  # Alpha; 0: all transitions alike.
+    actor_hindsight: Share = 0.5  # Share of hindsight goals among the actor's; the others are those pursued.
     epsilon: Share = 0.1  # Probability of a random action.
     penalty: Weight = 0.1  # Weight of the squared log-sum-exp in the critic's loss.
     entropy: Number = -2.0  # Entropy that the actor is kept at, for each component of an action.
@@ -167,15 +169,9 @@ def critic_loss(config: Config, params: Params, batch: herjax.Sample) -> jax.Arr
 
 
 def actor_loss(config: Config, params: Params, batch: herjax.Sample, key: jax.Array) -> jax.Array:
-    """Minus the score and the entropy of what the actor does for each goal, and the temperature's own loss; float32 [].
-
-    Half of the goals are those of other transitions, as in the code of arXiv:2206.07568: they are what the actor is asked for.
-    """
+    """Minus the score and the entropy of what the actor does for each goal, and the temperature's own loss; float32 []."""
     frozen = jax.lax.stop_gradient(params)
-    observation, size = batch.transition.observation, batch.transition.action.shape[-1]
-    # From half the batch away: draws are stratified, and neighbours may be of one episode.
-    goal, others = batch.goal.goal, jnp.roll(batch.goal.goal, len(batch.indices) // 2, axis=0)
-    goal = jnp.where(jnp.arange(len(goal))[:, None] % 2 == 1, others, goal)
+    observation, goal, size = batch.transition.observation, batch.goal.goal, batch.transition.action.shape[-1]
     action, log_density = draw_action(*policy(config, params, observation, goal, size), key)
     scores = score(represent(config, frozen, observation, action), represent_goal(config, frozen, goal))
     lacking = config.entropy * size + jax.lax.stop_gradient(log_density)
@@ -184,12 +180,13 @@ def actor_loss(config: Config, params: Params, batch: herjax.Sample, key: jax.Ar
 
 def update(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     """One step of Adam for actor, critic and temperature, on a batch of fresh goals; returns the critic's loss."""
-    key_sample, key_actor = jax.random.split(key)
+    key_sample, key_goals, key_actor = jax.random.split(key, 3)
     batch = herjax.sample(loop.buffer, key_sample, config.batch_size, hindsight_ratio=1.0)
+    for_actor = herjax.relabel(loop.buffer, batch, key_goals, hindsight_ratio=config.actor_hindsight)
 
     def loss(params: Params) -> tuple[jax.Array, jax.Array]:
         critic = critic_loss(config, params, batch)
-        return critic + actor_loss(config, params, batch, key_actor), critic
+        return critic + actor_loss(config, params, for_actor, key_actor), critic
 
     gradients, critic = jax.grad(loss, has_aux=True)(loop.params)
     updates, opt_state = optax.adam(config.learning_rate).update(gradients, loop.opt_state)
@@ -222,7 +219,7 @@ def cycle(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     episodes = planar.play(config.task, behave(config, loop.params, greedy=False), key_play, config.num_envs)
     buffer, _ = jax.lax.scan(lambda buffer, step: (herjax.add(buffer, step), None), loop.buffer, episodes.transitions)
     last = jax.tree.map(lambda leaf: leaf[-1], episodes.transitions)
-    pursued = future(last)._replace(goal=episodes.goal)  # Kept, but never sampled.
+    pursued = future(last)._replace(goal=episodes.goal)  # Only the actor learns from it.
     loop = loop._replace(buffer=herjax.end_episode(buffer, pursued, key_goals))
     loop, losses = jax.lax.scan(partial(update, config), loop, jax.random.split(key_updates, config.updates))
     return loop, jnp.mean(losses)
