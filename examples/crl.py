@@ -15,7 +15,7 @@ touched in most episodes, and from these an actor learns to leave it alone. So a
 transition is from what it achieved itself.
 
 python examples/crl.py                         # learns to push a puck to a goal
-python examples/crl.py --task reach --cycles 100   # moves the disc alone
+python examples/crl.py --task reach --cycles 160   # moves the disc alone
 python examples/crl.py --task reacher          # brax's arm, after pip install ".[brax]"
 """
 
