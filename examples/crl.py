@@ -2,16 +2,20 @@
 
 There is no reward. A critic learns which states follow which: it scores a state and an action by the distance of their
 representation to that of a goal, and is trained to tell the goal drawn for it from those of the batch's other transitions. An
-actor goes where the score is highest. So every goal is a hindsight goal, a future state of the transition's own episode, drawn
-anew for each batch: `relabel="sample"`, `geometric` and `hindsight_ratio=1`. Playing, replay and updates are one scan; seeds
-are vmapped, and shared out among the devices that there are.
+actor goes where the score is highest. So each of the critic's goals is a hindsight goal, a future state of the transition's own
+episode, drawn anew for each batch: `relabel="sample"`, `geometric` and `hindsight_ratio=1`. The actor sees the same transitions
+under other goals, by `relabel`: half of them are future states, too, the others are those that were pursued. Playing, replay
+and updates are one scan; seeds are vmapped, and shared out among the devices that there are.
 
-Two things are not in the papers. Three actions in ten are random. And transitions have priorities: at first the puck is never
+The critic learns what follows when those actors act that filled the buffer. So the buffer is small and forgets the early ones,
+and few actions are random.
+
+Two things are not in the papers. One action in ten is random. And transitions have priorities: at first the puck is never
 touched in most episodes, and from these an actor learns to leave it alone. So a priority is how far the goal last drawn for a
 transition is from what it achieved itself.
 
 python examples/crl.py                         # learns to push a puck to a goal
-python examples/crl.py --task reach --cycles 60    # moves the disc alone
+python examples/crl.py --task reach --cycles 160   # moves the disc alone
 python examples/crl.py --task reacher          # brax's arm, after pip install ".[brax]"
 """
 
@@ -40,17 +44,18 @@ class Config(flags.Flags):
     """Trains a contrastive agent on a planar task."""
 
     task: planar.Task = "push"  # push: a puck to a goal; reach: the disc itself; reacher: an arm's tip (brax).
-    cycles: flags.Stretches = 400  # Cycles of each run; a multiple of eval-every.
-    num_envs: Count = 64  # Episodes of a cycle, side by side.
-    updates: Count = 80  # Updates of a cycle.
+    cycles: flags.Stretches = 500  # Cycles of each run; a multiple of eval-every.
+    num_envs: Count = 16  # Episodes of a cycle, side by side.
+    updates: Count = 40  # Updates of a cycle.
     batch_size: Several = 256  # Transitions in an update; the critic tells each goal from the others of its batch.
-    capacity: Count = 1_000_000  # Transitions held.
+    capacity: Count = 100_000  # Transitions held. The critic learns from what recent actors did.
     hidden: flags.Units = (128, 128)  # Units of the hidden layers of actor and encoders.
     representation: Count = 64  # Elements of a representation.
     learning_rate: Weight = 1e-3  # Of Adam.
     discount: flags.Below1 = 0.98  # Of the geometric distribution of how far ahead goals are.
     priority_exponent: Weight = 1.0  # Alpha; 0: all transitions alike.
-    epsilon: Share = 0.3  # Probability of a random action.
+    actor_hindsight: Share = 0.5  # Share of hindsight goals among the actor's; the others are those pursued.
+    epsilon: Share = 0.1  # Probability of a random action.
     penalty: Weight = 0.1  # Weight of the squared log-sum-exp in the critic's loss.
     entropy: Number = -2.0  # Entropy that the actor is kept at, for each component of an action.
     eval_every: Count = 20  # Cycles between evaluations.
@@ -164,15 +169,9 @@ def critic_loss(config: Config, params: Params, batch: herjax.Sample) -> jax.Arr
 
 
 def actor_loss(config: Config, params: Params, batch: herjax.Sample, key: jax.Array) -> jax.Array:
-    """Minus the score and the entropy of what the actor does for each goal, and the temperature's own loss; float32 [].
-
-    Half of the goals are those of other transitions, as in the code of arXiv:2206.07568: they are what the actor is asked for.
-    """
+    """Minus the score and the entropy of what the actor does for each goal, and the temperature's own loss; float32 []."""
     frozen = jax.lax.stop_gradient(params)
-    observation, size = batch.transition.observation, batch.transition.action.shape[-1]
-    # From half the batch away: draws are stratified, and neighbours may be of one episode.
-    goal, others = batch.goal.goal, jnp.roll(batch.goal.goal, len(batch.indices) // 2, axis=0)
-    goal = jnp.where(jnp.arange(len(goal))[:, None] % 2 == 1, others, goal)
+    observation, goal, size = batch.transition.observation, batch.goal.goal, batch.transition.action.shape[-1]
     action, log_density = draw_action(*policy(config, params, observation, goal, size), key)
     scores = score(represent(config, frozen, observation, action), represent_goal(config, frozen, goal))
     lacking = config.entropy * size + jax.lax.stop_gradient(log_density)
@@ -181,12 +180,13 @@ def actor_loss(config: Config, params: Params, batch: herjax.Sample, key: jax.Ar
 
 def update(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     """One step of Adam for actor, critic and temperature, on a batch of fresh goals; returns the critic's loss."""
-    key_sample, key_actor = jax.random.split(key)
+    key_sample, key_goals, key_actor = jax.random.split(key, 3)
     batch = herjax.sample(loop.buffer, key_sample, config.batch_size, hindsight_ratio=1.0)
+    for_actor = herjax.relabel(loop.buffer, batch, key_goals, hindsight_ratio=config.actor_hindsight)
 
     def loss(params: Params) -> tuple[jax.Array, jax.Array]:
         critic = critic_loss(config, params, batch)
-        return critic + actor_loss(config, params, batch, key_actor), critic
+        return critic + actor_loss(config, params, for_actor, key_actor), critic
 
     gradients, critic = jax.grad(loss, has_aux=True)(loop.params)
     updates, opt_state = optax.adam(config.learning_rate).update(gradients, loop.opt_state)
@@ -219,7 +219,7 @@ def cycle(config: Config, loop: Loop, key: jax.Array) -> tuple[Loop, jax.Array]:
     episodes = planar.play(config.task, behave(config, loop.params, greedy=False), key_play, config.num_envs)
     buffer, _ = jax.lax.scan(lambda buffer, step: (herjax.add(buffer, step), None), loop.buffer, episodes.transitions)
     last = jax.tree.map(lambda leaf: leaf[-1], episodes.transitions)
-    pursued = future(last)._replace(goal=episodes.goal)  # Kept, but never sampled.
+    pursued = future(last)._replace(goal=episodes.goal)  # Only the actor learns from it.
     loop = loop._replace(buffer=herjax.end_episode(buffer, pursued, key_goals))
     loop, losses = jax.lax.scan(partial(update, config), loop, jax.random.split(key_updates, config.updates))
     return loop, jnp.mean(losses)
