@@ -5,21 +5,22 @@ import jax.numpy as jnp
 
 from herjax import prioritized
 from herjax.lanes import materialized
-from herjax.rings import held_row, scale
+from herjax.randomness import below
+from herjax.rings import held_row
 from herjax.state import BufferState, can_sample, size
 
 
 def draw(
-    state: BufferState, key: jax.Array, batch_size: int, beta: jax.Array | float, axis_name: str | None
+    state: BufferState, words: jax.Array, beta: jax.Array | float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Indices, int32 [batch_size], their probabilities and their importance weights, float32 [batch_size] each."""
+    """Indices, int32 [n], their probabilities and importance weights, float32 [n] each; `words`, uint32 [n], are random."""
     copies_held = size(state) * state.config.num_copies
     if state.tree is None:
-        indices = _uniformly(state, key, batch_size)
-        weights = jnp.full(batch_size, can_sample(state).astype(jnp.float32))
+        indices = _uniformly(state, words)
+        weights = jnp.full(words.size, can_sample(state).astype(jnp.float32))
         priorities, priority_sum = weights, copies_held.astype(jnp.float32)
     else:
-        indices, priorities, priority_sum = prioritized.draw(state.tree, key, batch_size)
+        indices, priorities, priority_sum = prioritized.draw(state.tree, words)
         # Where all priorities are 0, the oldest is drawn, since the first row may hold a step of the running episode.
         oldest = held_row(state, jnp.int32(0)) * state.config.num_copies
         indices = jnp.where((priority_sum > 0) | ~can_sample(state), indices, oldest)
@@ -32,11 +33,10 @@ def draw(
     return indices, probabilities, weights
 
 
-def _uniformly(state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
-    """Indices of copies held, int32 [batch_size]."""
+def _uniformly(state: BufferState, words: jax.Array) -> jax.Array:
+    """Indices of copies held, int32 [n]."""
     num_copies = state.config.num_copies
-    bits = jax.random.bits(key, (batch_size,), jnp.uint32)  # randint would draw four times as many.
-    drawn = scale(bits, (size(state) * num_copies).astype(jnp.uint32)).astype(jnp.int32)
+    drawn = below(words, size(state) * num_copies)
     number = jax.lax.div(drawn, jnp.int32(num_copies))
     indices = held_row(state, number) * num_copies + (drawn - number * num_copies)
     drawn_once: jax.Array = materialized(can_sample(state), indices)  # Else XLA draws each anew for every word read.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from herjax import checks, hindsight, prioritized
 from herjax.arguments import batched, check_goal, only_where
 from herjax.functions import Goal
-from herjax.lanes import Chunk, for_each_step, materialized, materialized_with, seen, written_after
+from herjax.lanes import Chunk, for_each_step, materialized, seen, written_after
 from herjax.reading import Visits
 from herjax.rings import observation_at, observation_of, row_at, wrapped
 from herjax.state import BufferState, Observations, config_of
@@ -51,7 +51,7 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
     state, goal = jax.lax.stop_gradient((state, goal))
     lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)
     head, held = row_at(config, jnp.int32(0), state.head + lengths), state.held + lengths
-    ended = _all_observed(dataclasses.replace(state, head=head, held=held, pending=state.pending - lengths), lengths)
+    start = dataclasses.replace(state, head=head, held=held, pending=state.pending - lengths)
     goals = None if config.sample_running else only_where(lengths > 0, jax.vmap(config.goal.pack)(batched(config, goal)))
 
     def commit(ended: BufferState, turn: jax.Array, steps: Chunk) -> BufferState:
@@ -61,21 +61,19 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         place = jax.vmap(config.place.pack)(place.astype(config.place.leaves[0].dtype))
         targets = jnp.where(steps.valid, rows, config.num_rows)
         ended = dataclasses.replace(ended, places=config.place.write(ended.places, targets, place[:, None]))
-        if goals is None:
-            return ended
-        visits = Visits(rows, steps.step, length, jnp.zeros_like(rows), goals[steps.env], steps.valid)
-        stored = hindsight.stored(ended, jax.random.fold_in(key, turn), visits)
-        stored = jnp.where(steps.valid[:, None, None], stored, jnp.uint32(0))
-        stored = materialized(jnp.any(steps.valid), stored)
-        ended = dataclasses.replace(
-            ended,
-            columns=tuple(written_after(column, seen(stored)) for column in ended.columns),
-            copies=config.stored.write(ended.copies, targets * config.num_copies, stored),
-        )
-        return prioritized.enter(ended, targets)
+        ended, *read = _all_observed(ended, start, lengths, steps)
+        if goals is not None:
+            visits = Visits(rows, steps.step, length, jnp.zeros_like(rows), goals[steps.env], steps.valid)
+            stored = hindsight.stored(ended, jax.random.fold_in(key, turn), visits)
+            stored = jnp.where(steps.valid[:, None, None], stored, jnp.uint32(0))
+            stored = materialized(jnp.any(steps.valid), stored)
+            copies = config.stored.write(ended.copies, targets * config.num_copies, stored)
+            ended = prioritized.enter(dataclasses.replace(ended, copies=copies), targets)
+            read.append(stored)
+        columns = tuple(written_after(column, seen(read)) for column in ended.columns)
+        return dataclasses.replace(ended, columns=columns)
 
-    # `held` is never negative, but XLA does not know: so the turns come after what `_all_observed` reads.
-    return for_each_step(jnp.where(ended.held >= 0, lengths, 0), config.max_episode_length, commit, ended)
+    return for_each_step(lengths, config.max_episode_length, commit, start)
 
 
 @jax.jit
@@ -115,27 +113,29 @@ def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
     return dataclasses.replace(state, pending=state.pending - lengths)
 
 
-def _all_observed(state: BufferState, lengths: jax.Array) -> BufferState:
-    """Makes room for the rows that the last observations of episodes of these lengths have taken, int32 [n]; 0: none ended.
+def _all_observed(
+    ended: BufferState, start: BufferState, lengths: jax.Array, steps: Chunk
+) -> tuple[BufferState, jax.Array | None]:
+    """With `next_of`: makes room for the last observations of the episodes that end. Returns what was read, too.
 
-    Called once their steps are held. Counts `episodes`, too.
+    It finds the same in each turn, and writes it, but priorities go where an episode's first step is among a turn's.
+
+    Args:
+      ended: the state.
+      start: the state before the first turn, in which the episodes' steps are held already.
+      lengths: int32 [n]; of the episodes that end; 0 where none does.
+      steps: those of this turn.
     """
-    config, observations, ended = state.config, state.observations, lengths > 0
+    config, observations = ended.config, start.observations
     if observations is None:
-        return state
-    head = wrapped(config.observations_per_env, observations.head + lengths + jnp.sign(lengths))
+        return ended, None
     envs = jnp.arange(config.envs, dtype=jnp.int32)
-    oldest = row_at(config, envs, state.head - state.held)
-    _, first = materialized_with(jnp.any(ended), (), lambda: observation_of(state, oldest))
-    columns = state.columns
-    if not config.sample_running:  # Else the turns that follow pass them on as they are.
-        columns = (written_after(columns[0], first[0]), *columns[1:])
+    head = wrapped(config.observations_per_env, observations.head + lengths + jnp.sign(lengths))
+    oldest = row_at(config, envs, start.head - start.held)
+    first = materialized(jnp.any(steps.valid), observation_of(ended, oldest))
     used = 1 + wrapped(config.observations_per_env, observation_at(config, envs, head - 1) - first)
-    gone = ended & (used > config.capacity_per_env)
-    observations = Observations(head, jnp.where(ended, used - state.held, observations.episodes))
-    state = dataclasses.replace(state, held=state.held - gone.astype(jnp.int32), observations=observations, columns=columns)
-
-    def leave(state: BufferState, _: jax.Array, steps: Chunk) -> BufferState:
-        return prioritized.leave(state, jnp.where(steps.valid, oldest[steps.env], config.num_rows))
-
-    return state if state.tree is None else for_each_step(gone.astype(jnp.int32), 1, leave, state)
+    gone = (lengths > 0) & (used > config.capacity_per_env)
+    observations = Observations(head, jnp.where(lengths > 0, used - start.held, observations.episodes))
+    ended = dataclasses.replace(ended, held=start.held - gone.astype(jnp.int32), observations=observations)
+    leaving = steps.valid & (steps.step == 0) & gone[steps.env]
+    return prioritized.leave(ended, jnp.where(leaving, oldest[steps.env], config.num_rows)), first

@@ -1,6 +1,7 @@
 """Copies of stored transitions: goals drawn, rewards and terminations recomputed. The caller decides when."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from herjax.config import Config, Copy
 from herjax.faults import reported
 from herjax.functions import Function, Goal, Transition
 from herjax.lanes import materialized
+from herjax.randomness import below, uniform, words
 from herjax.reading import Visits, transitions
-from herjax.rings import held_row, row_of_step, scale
+from herjax.rings import held_row, row_of_step
 from herjax.state import BufferState, size
 from herjax.strategies import RANDOM, Mixture, Quantile
 
@@ -25,18 +27,37 @@ def stored(state: BufferState, key: jax.Array, visits: Visits) -> jax.Array:
     if config.relabels_when_sampled:
         return goals
     if config.num_goals > 0:
-        goals = jnp.concatenate([goals, _goals(state, key, visits, config.num_goals, config.strategy)], axis=1)
+        drawn = _goals(state, randomness(key, config.strategy, 0, visits.row.size, config.num_goals), visits, config.strategy)
+        goals = jnp.concatenate([goals, drawn], axis=1)
     return _copies(state, visits, goals)
 
 
+class Randomness(NamedTuple):
+    """What draws need."""
+
+    words: jax.Array  # uint32 [words of each draw, ...]; random bits.
+    key: jax.Array  # For the user's functions.
+
+
+def randomness(key: jax.Array, strategy: Mixture | None, others: int, *shape: int) -> Randomness:
+    """Words of that many `others`, and those of a goal, for each of so many draws, of a key that is used up.
+
+    A goal needs one that says which source, and then which step; and, if it may come from any episode, one that says which row.
+    """
+    sources = [] if strategy is None else strategy.sources
+    calls = any(isinstance(source, Function) for source in sources)
+    key, for_functions = jax.random.split(key) if calls else (key, key)
+    return Randomness(words(key, others + bool(sources) + (RANDOM in sources), *shape), for_functions)
+
+
 def relabelled(
-    state: BufferState, key: jax.Array, visits: Visits, strategy: Mixture | None, ratio: jax.Array
+    state: BufferState, randomness: Randomness, visits: Visits, strategy: Mixture | None, ratio: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a goal for each step: its own, or a hindsight goal.
 
     Args:
       state: the buffer.
-      key: used up.
+      randomness: whose first words say whether a goal is its own, and the next ones which goal it is else.
       visits: the steps.
       strategy: where hindsight goals come from; None: there are none.
       ratio: float32 [], the chance of a hindsight goal.
@@ -46,49 +67,40 @@ def relabelled(
     """
     goals, is_hindsight = visits.goal, jnp.zeros_like(visits.row)
     if strategy is not None:
-        key_own, key_goals = jax.random.split(key)
-        drawn = _goals(state, key_goals, visits, 1, strategy)
-        is_hindsight = (jax.random.uniform(key_own, is_hindsight.shape, jnp.float32) < ratio).astype(jnp.int32)
+        own, of_goals = randomness.words[0], randomness.words[1:, :, None]
+        drawn = _goals(state, randomness._replace(words=of_goals), visits, strategy)
+        is_hindsight = (uniform(own) < ratio).astype(jnp.int32)
         goals = jnp.where(is_hindsight[:, None] > 0, drawn[:, 0], goals)
     return is_hindsight, _copies(state, visits, goals[:, None])[:, 0]
 
 
-def _goals(state: BufferState, key: jax.Array, visits: Visits, num_goals: int, strategy: Mixture) -> jax.Array:
-    """Draws hindsight goals for each step: rows of `config.goal`, uint32 [n, num_goals, words]."""
-    config, elsewhere = state.config, RANDOM in strategy.sources
-    key_steps, key_anywhere = jax.random.split(key) if elsewhere else (key, key)
-    steps, anywhere = _goal_steps(strategy, key_steps, visits, num_goals)
+def _goals(state: BufferState, randomness: Randomness, visits: Visits, strategy: Mixture) -> jax.Array:
+    """Draws k hindsight goals for each step: rows of `config.goal`, uint32 [n, k, words]."""
+    config = state.config
+    steps, anywhere = _goal_steps(strategy, randomness, visits)
     if strategy.looks_back:
         steps = jnp.maximum(steps, visits.first[:, None])
     sources = row_of_step(config, visits.row[:, None], visits.step[:, None], steps)
-    if elsewhere:
-        bits = jax.random.bits(key_anywhere, steps.shape, jnp.uint32)  # randint would draw four times as many.
-        number = scale(bits, size(state).astype(jnp.uint32)).astype(jnp.int32)
-        sources = jnp.where(anywhere, held_row(state, number), sources)
+    if RANDOM in strategy.sources:
+        sources = jnp.where(anywhere, held_row(state, below(randomness.words[1], size(state))), sources)
     sources = materialized(jnp.any(visits.valid), sources)  # As in `drawing._uniformly`.
     achieved = jax.vmap(config.goal_fn)(transitions(state, sources.ravel()))
     return jax.vmap(config.goal.pack)(achieved).reshape(*steps.shape, -1)
 
 
-def _goal_steps(strategy: Mixture, key: jax.Array, visits: Visits, num_goals: int) -> tuple[jax.Array, jax.Array]:
+def _goal_steps(strategy: Mixture, randomness: Randomness, visits: Visits) -> tuple[jax.Array, jax.Array]:
     """Draws the steps whose achieved goals become hindsight goals.
 
     A step that a user's function names outside the episode is clipped into it, and named under checkify. The steps of a visit
     that is not valid mean nothing, but lie in `0 .. length - 1` too.
 
     Returns:
-      The steps, int32 [n, num_goals], and which goals come from any episode instead, bool [n, num_goals].
+      The steps, int32 [n, k], and which goals come from any episode instead, bool [n, k].
     """
     step, length = visits.step, visits.length
-    shape = (*step.shape, num_goals)
-    steps, anywhere = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.bool_)
+    number, low = uniform(randomness.words[0]), 0.0  # Says which source, and then which step.
+    steps, anywhere = jnp.zeros(number.shape, jnp.int32), jnp.zeros(number.shape, jnp.bool_)
     alone = len(strategy.shares) == 1
-    key_number, key_call = (key, key) if alone else jax.random.split(key)
-    number = steps.astype(jnp.float32)
-    if not alone or isinstance(strategy.sources[0], Quantile):
-        # Says which source, and then which step. Drawn flat: XLA compiles that faster.
-        number = jax.random.uniform(key_number, (math.prod(shape),), jnp.float32).reshape(shape)
-    low = 0.0
     for place, (source, share) in enumerate(strategy.shares):
         high = math.inf if place == len(strategy.shares) - 1 else low + share
         chosen = jnp.bool_(True) if alone else (number >= low) & (number < high)
@@ -97,7 +109,7 @@ def _goal_steps(strategy: Mixture, key: jax.Array, visits: Visits, num_goals: in
             drawn = jax.vmap(jax.vmap(source.place, (0, None, None)))(quantile, step, length)
             drawn = jnp.clip(drawn, 0, length[:, None] - 1)
         elif isinstance(source, Function):
-            keys = jax.random.split(jax.random.fold_in(key_call, place), shape)
+            keys = jax.random.split(jax.random.fold_in(randomness.key, place), number.shape)
             drawn = jax.vmap(jax.vmap(source, (0, None, None)))(keys, step, length)
             drawn = _clipped(drawn, length, chosen & visits.valid[:, None])
         else:

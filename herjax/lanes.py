@@ -141,7 +141,8 @@ def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Ar
     """Folds `body(carry, turn, steps)` over the steps `0 .. counts[env] - 1` of every environment, a chunk of them a turn.
 
     It takes as many turns as the steps need, over all lanes of a `vmap`: none where there is no step. A GPU would have to
-    ask the host how many. So it takes one turn over all steps that there may be, unless these are too many.
+    ask the host how many. So it takes one turn over all steps that there may be, unless these are too many. On a CPU a
+    conditional keeps what is the same in all turns from being computed where there is none.
 
     Args:
       counts: int32 [num_envs], steps of each environment.
@@ -161,16 +162,19 @@ def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Ar
             env = materialized(ends[-1] > 0, env)
         return body(carry, number, Chunk(env, jnp.where(valid, item - starts[env], 0), valid))
 
+    chunk = min(most, max(_LEAST_STEPS, min(counts.size, _MOST_STEPS)))
+    turns = max_over_lanes(jax.lax.div(ends[-1] + jnp.int32(chunk - 1), jnp.int32(chunk)))
+
     def in_turns(carry: Carry) -> Carry:
-        chunk = min(most, max(_LEAST_STEPS, min(counts.size, _MOST_STEPS)))
-        turns = jax.lax.div(ends[-1] + jnp.int32(chunk - 1), jnp.int32(chunk))
-        folded: Carry = jax.lax.fori_loop(jnp.int32(0), max_over_lanes(turns), partial(turn, chunk), carry)
+        folded: Carry = jax.lax.fori_loop(jnp.int32(0), turns, partial(turn, chunk), carry)
         return folded
 
-    if most > _STEPS_AT_ONCE:
-        return in_turns(carry)
-    at_once = partial(turn, most, jnp.int32(0))
-    folded: Carry = jax.lax.platform_dependent(carry, cuda=at_once, rocm=at_once, default=in_turns)
+    def if_any(carry: Carry) -> Carry:
+        folded: Carry = jax.lax.cond(turns > 0, in_turns, lambda carry: carry, carry)
+        return folded
+
+    at_once = partial(turn, most, jnp.int32(0)) if most <= _STEPS_AT_ONCE else in_turns
+    folded: Carry = jax.lax.platform_dependent(carry, cpu=if_any, cuda=at_once, rocm=at_once, default=in_turns)
     return folded
 
 

@@ -142,29 +142,28 @@ def _set_rows(state: BufferState, rows: jax.Array, value: jax.Array) -> BufferSt
     return dataclasses.replace(state, tree=sum_tree.set_windows(state.tree, rows * config.num_copies, values))
 
 
-def draw(tree: SumTree, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws leaves in proportion to their values, one from each of `batch_size` strata of equal mass.
+def draw(tree: SumTree, words: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws leaves in proportion to their values, one from each of n strata of equal mass; `words`, uint32 [n], are random.
 
     Returns:
-      Leaves int32 [batch_size], their values float32 [batch_size], and the sum of all values float32 [].
+      Leaves int32 [n], their values float32 [n], and the sum of all values float32 [].
     """
     mass = sum_tree.total(tree)
-    leaves, values = sum_tree.find(tree, *_strata(key, batch_size, mass))
+    leaves, values = sum_tree.find(tree, *_strata(words, mass))
     return leaves, values, mass
 
 
-def _strata(key: jax.Array, batch_size: int, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A point in each of `batch_size` equal parts of [0, mass): float32 [batch_size], and what that rounds off.
+def _strata(words: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A point in each of n equal parts of [0, mass): float32 [n], and what that rounds off, of random bits, uint32 [n].
 
     A float32 holds a part's number and as many random bits as still fit; the rest of 32 random bits is the residue.
     """
-    bits = jax.random.bits(key, (batch_size,), jnp.uint32)
-    coarse_bits = max(23 - (batch_size - 1).bit_length(), 1)
+    coarse_bits = max(23 - (words.size - 1).bit_length(), 1)
     fine_bits = min(32 - coarse_bits, 24)
-    coarse = bits >> (32 - coarse_bits)
-    fine = (bits >> (32 - coarse_bits - fine_bits)) & (2**fine_bits - 1)
-    width = mass / batch_size
-    target = jnp.arange(batch_size, dtype=jnp.float32) + coarse.astype(jnp.float32) * 2.0**-coarse_bits
+    coarse = words >> (32 - coarse_bits)
+    fine = (words >> (32 - coarse_bits - fine_bits)) & (2**fine_bits - 1)
+    width = mass / words.size
+    target = jnp.arange(words.size, dtype=jnp.float32) + coarse.astype(jnp.float32) * 2.0**-coarse_bits
     residue = fine.astype(jnp.float32) * 2.0 ** -(coarse_bits + fine_bits)
     return target * width, residue * width
 

@@ -82,15 +82,3 @@ def observation_of(state: BufferState, rows: jax.Array) -> jax.Array:
     """Where the observations of transitions are, by the rows of these, int32 [n]: int32 [n]."""
     first = state.config.storage.columns[0].layout
     return first.read(state.columns[0], rows)[:, 0].view(jnp.int32)
-
-
-def scale(bits: jax.Array, bound: jax.Array) -> jax.Array:
-    """High 32 bits of bits x bound, both uint32: of uniform bits, uniform below bound to within bound / 2^32.
-
-    By halves, because `jax.lax.mulhi` does not compile under `shard_map` over several devices (jax 0.10.2).
-    """
-    high, low = bits >> 16, bits & 0xFFFF
-    bound_high, bound_low = bound >> 16, bound & 0xFFFF
-    upper = high * bound_low + (low * bound_low >> 16)
-    lower = low * bound_high + (upper & 0xFFFF)
-    return high * bound_high + (upper >> 16) + (lower >> 16)

@@ -77,12 +77,12 @@ def _sample(
     beta = checks.real("beta", beta, "one number, such as 0.4").astype(jnp.float32)
     state, beta = jax.lax.stop_gradient((state, beta))
     ratio = _ratio(config, hindsight_ratio)
-    key, key_goals = jax.random.split(key) if config.relabels_when_sampled else (key, key)
-    indices, probabilities, weights = drawing.draw(state, key, batch_size, beta, axis_name)
+    strategy = config.strategy if config.relabels_when_sampled and config.num_goals > 0 else None
+    randomness = hindsight.randomness(key, strategy, 1 if strategy is None else 2, batch_size)
+    indices, probabilities, weights = drawing.draw(state, randomness.words[-1], beta, axis_name)
     rows = rows_of(state, indices)
     if config.relabels_when_sampled:
-        strategy = config.strategy if config.num_goals > 0 else None
-        is_hindsight, copies = hindsight.relabelled(state, key_goals, visits(state, rows), strategy, ratio)
+        is_hindsight, copies = hindsight.relabelled(state, randomness, visits(state, rows), strategy, ratio)
     else:
         is_hindsight, copies = jax.lax.sign(indices - rows * config.num_copies), config.stored.read(state.copies, indices)
     drawn = (is_hindsight, copies, indices, probabilities, weights)

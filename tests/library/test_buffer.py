@@ -11,7 +11,7 @@ from scipy import stats
 
 import herjax
 from any_jax import typeof
-from herjax.rings import scale
+from herjax.randomness import below
 from numbered import achieved_of_fields, decode, goal, make_of_fields, reward_of_fields, transition
 
 empty_buffer = partial(make_of_fields, max_episode_length=4)
@@ -452,11 +452,13 @@ def test_checkify_is_silent_about_a_sound_loop(small_buffer: herjax.BufferState)
     error.throw()
 
 
-def test_scaled_bits_are_the_exact_upper_half() -> None:
-    """Random and extreme products of two uint32 have the upper half that 64-bit integers give."""
+def test_numbers_below_a_bound_are_the_exact_upper_half() -> None:
+    """Random and extreme products of 32 bits and a bound have the upper half that 64-bit integers give."""
     rng = np.random.default_rng(0)
     extreme = np.array([0, 1, 2**16 - 1, 2**16, 2**31 - 1, 2**32 - 1], np.uint64)
     bits = np.concatenate([rng.integers(0, 2**32, 10_000, np.uint64), np.repeat(extreme, extreme.size)])
-    bounds = np.concatenate([rng.integers(0, 2**32, 10_000, np.uint64), np.tile(extreme, extreme.size)])
-    scaled = jax.jit(scale)(bits.astype(np.uint32), bounds.astype(np.uint32))
-    np.testing.assert_array_equal(scaled, (bits * bounds) >> np.uint64(32))
+    bounds = np.concatenate([rng.integers(0, 2**31, 10_000, np.uint64), np.tile(extreme, extreme.size)])
+    bits, bounds = bits[bounds < 2**31], bounds[bounds < 2**31]
+    np.testing.assert_array_equal(
+        jax.jit(below)(bits.astype(np.uint32), bounds.astype(np.int32)), (bits * bounds) >> np.uint64(32)
+    )
