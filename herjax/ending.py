@@ -11,6 +11,7 @@ from herjax.functions import Goal
 from herjax.lanes import Chunk, for_each_step, materialized, seen, written_after
 from herjax.reading import Visits
 from herjax.rings import observation_at, observation_of, row_at, wrapped
+from herjax.rows import Pytree
 from herjax.state import BufferState, Observations, config_of
 
 
@@ -51,18 +52,18 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
     state, goal = jax.lax.stop_gradient((state, goal))
     lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)
     head, held = row_at(config, jnp.int32(0), state.head + lengths), state.held + lengths
-    start = dataclasses.replace(state, head=head, held=held, pending=state.pending - lengths)
-    goals = None if config.sample_running else only_where(lengths > 0, jax.vmap(config.goal.pack)(batched(config, goal)))
 
-    def commit(ended: BufferState, turn: jax.Array, steps: Chunk) -> BufferState:
-        rows = row_at(config, steps.env, state.head[steps.env] + steps.step)
+    def commit(ended: BufferState, turn: jax.Array, steps: Chunk, given: Pytree) -> BufferState:
+        lengths, begins, held, observations, goal, key = given
+        rows = row_at(config, steps.env, begins[steps.env] + steps.step)
         length = jnp.maximum(lengths[steps.env], 1)
         place = jnp.where(steps.valid[:, None], jnp.stack([steps.step, length], axis=1), 0)
         place = jax.vmap(config.place.pack)(place.astype(config.place.leaves[0].dtype))
         targets = jnp.where(steps.valid, rows, config.num_rows)
         ended = dataclasses.replace(ended, places=config.place.write(ended.places, targets, place[:, None]))
-        ended, *read = _all_observed(ended, start, lengths, steps)
-        if goals is not None:
+        ended, *read = _all_observed(ended, held, observations, lengths, steps)
+        if goal is not None:
+            goals = only_where(lengths > 0, jax.vmap(config.goal.pack)(goal))
             visits = Visits(rows, steps.step, length, jnp.zeros_like(rows), goals[steps.env], steps.valid)
             stored = hindsight.stored(ended, jax.random.fold_in(key, turn), visits)
             stored = jnp.where(steps.valid[:, None, None], stored, jnp.uint32(0))
@@ -73,7 +74,9 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         columns = tuple(written_after(column, seen(read)) for column in ended.columns)
         return dataclasses.replace(ended, columns=columns)
 
-    return for_each_step(lengths, config.max_episode_length, commit, start)
+    ended = dataclasses.replace(state, head=head, held=held, pending=state.pending - lengths)
+    given = (lengths, state.head, held, state.observations, batched(config, goal), key)
+    return for_each_step(lengths, config.max_episode_length, commit, ended, given)
 
 
 @jax.jit
@@ -104,17 +107,17 @@ def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
     config = config_of(state)
     lengths = jnp.where(checks.flags("done", done, config.num_envs), state.pending, 0)
 
-    def leave(state: BufferState, _: jax.Array, steps: Chunk) -> BufferState:
-        rows = row_at(config, steps.env, state.head[steps.env] + steps.step)
+    def leave(state: BufferState, _: jax.Array, steps: Chunk, head: jax.Array) -> BufferState:
+        rows = row_at(config, steps.env, head[steps.env] + steps.step)
         return prioritized.leave(state, jnp.where(steps.valid, rows, config.num_rows))
 
     if config.sample_running and state.tree is not None:
-        state = for_each_step(lengths, config.max_episode_length, leave, state)
+        state = for_each_step(lengths, config.max_episode_length, leave, state, state.head)
     return dataclasses.replace(state, pending=state.pending - lengths)
 
 
 def _all_observed(
-    ended: BufferState, start: BufferState, lengths: jax.Array, steps: Chunk
+    ended: BufferState, held: jax.Array, observations: Observations | None, lengths: jax.Array, steps: Chunk
 ) -> tuple[BufferState, jax.Array | None]:
     """With `next_of`: makes room for the last observations of the episodes that end. Returns what was read, too.
 
@@ -122,20 +125,21 @@ def _all_observed(
 
     Args:
       ended: the state.
-      start: the state before the first turn, in which the episodes' steps are held already.
+      held: int32 [n]; as before the first turn; the episodes' steps count already.
+      observations: as before the first turn.
       lengths: int32 [n]; of the episodes that end; 0 where none does.
       steps: those of this turn.
     """
-    config, observations = ended.config, start.observations
     if observations is None:
         return ended, None
+    config = ended.config
     envs = jnp.arange(config.envs, dtype=jnp.int32)
     head = wrapped(config.observations_per_env, observations.head + lengths + jnp.sign(lengths))
-    oldest = row_at(config, envs, start.head - start.held)
+    oldest = row_at(config, envs, ended.head - held)
     first = materialized(jnp.any(steps.valid), observation_of(ended, oldest))
     used = 1 + wrapped(config.observations_per_env, observation_at(config, envs, head - 1) - first)
     gone = (lengths > 0) & (used > config.capacity_per_env)
-    observations = Observations(head, jnp.where(lengths > 0, used - start.held, observations.episodes))
-    ended = dataclasses.replace(ended, held=start.held - gone.astype(jnp.int32), observations=observations)
+    observations = Observations(head, jnp.where(lengths > 0, used - held, observations.episodes))
+    ended = dataclasses.replace(ended, held=held - gone.astype(jnp.int32), observations=observations)
     leaving = steps.valid & (steps.step == 0) & gone[steps.env]
     return prioritized.leave(ended, jnp.where(leaving, oldest[steps.env], config.num_rows)), first

@@ -12,6 +12,7 @@ from herjax import checks, windows
 from herjax.rows import INT32_MAX, Pytree
 
 Carry = TypeVar("Carry")
+Given = TypeVar("Given")
 
 _LEAST_STEPS, _MOST_STEPS = 16, 1024  # Steps that a turn of `for_each_step` takes: one for each environment, within these.
 _STEPS_AT_ONCE = 1024  # Where at most this many can end, a GPU works through all, rather than ask the host how many did.
@@ -137,18 +138,25 @@ class Chunk(NamedTuple):
     valid: jax.Array  # bool; the last turn may have steps to spare.
 
 
-def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Array, Chunk], Carry], carry: Carry) -> Carry:
-    """Folds `body(carry, turn, steps)` over the steps `0 .. counts[env] - 1` of every environment, a chunk of them a turn.
+def for_each_step(
+    counts: jax.Array,
+    longest: int,
+    body: Callable[[Carry, jax.Array, Chunk, Given], Carry],
+    carry: Carry,
+    given: Given,
+) -> Carry:
+    """Folds `body(carry, turn, steps, given)` over steps `0 .. counts[env] - 1` of every environment, a chunk of them a turn.
 
     It takes as many turns as the steps need, over all lanes of a `vmap`: none where there is no step. A GPU would have to
-    ask the host how many. So it takes one turn over all steps that there may be, unless these are too many. On a CPU a
-    conditional keeps what is the same in all turns from being computed where there is none.
+    ask the host how many. So it takes one turn over all steps that there may be, unless these are too many.
 
     Args:
       counts: int32 [num_envs], steps of each environment.
       longest: the most that one of `counts` can be; times num_envs, an int32.
       body: a turn, which must ignore steps that are not valid; `turn` is its number, int32 [].
       carry: what the first turn is given.
+      given: what every turn is given; a pytree of small arrays. What a turn computes of nothing but what it closes over, XLA
+        computes before the first turn, even where there is none.
     """
     ends = jnp.cumsum(counts)
     starts = ends - counts
@@ -160,21 +168,20 @@ def for_each_step(counts: jax.Array, longest: int, body: Callable[[Carry, jax.Ar
         env = group_of(ends, item)
         if counts.size > 1:  # Else XLA searches again for each value computed from it.
             env = materialized(ends[-1] > 0, env)
-        return body(carry, number, Chunk(env, jnp.where(valid, item - starts[env], 0), valid))
-
-    chunk = min(most, max(_LEAST_STEPS, min(counts.size, _MOST_STEPS)))
-    turns = max_over_lanes(jax.lax.div(ends[-1] + jnp.int32(chunk - 1), jnp.int32(chunk)))
+        steps = Chunk(env, jnp.where(valid, item - starts[env], 0), valid)
+        # A turn's number is never negative, but XLA does not know.
+        return body(carry, number, steps, jax.tree.map(lambda leaf: jnp.where(number >= 0, leaf, jnp.zeros_like(leaf)), given))
 
     def in_turns(carry: Carry) -> Carry:
-        folded: Carry = jax.lax.fori_loop(jnp.int32(0), turns, partial(turn, chunk), carry)
+        chunk = min(most, max(_LEAST_STEPS, min(counts.size, _MOST_STEPS)))
+        turns = jax.lax.div(ends[-1] + jnp.int32(chunk - 1), jnp.int32(chunk))
+        folded: Carry = jax.lax.fori_loop(jnp.int32(0), max_over_lanes(turns), partial(turn, chunk), carry)
         return folded
 
-    def if_any(carry: Carry) -> Carry:
-        folded: Carry = jax.lax.cond(turns > 0, in_turns, lambda carry: carry, carry)
-        return folded
-
-    at_once = partial(turn, most, jnp.int32(0)) if most <= _STEPS_AT_ONCE else in_turns
-    folded: Carry = jax.lax.platform_dependent(carry, cpu=if_any, cuda=at_once, rocm=at_once, default=in_turns)
+    if most > _STEPS_AT_ONCE:
+        return in_turns(carry)
+    at_once = partial(turn, most, jnp.int32(0))
+    folded: Carry = jax.lax.platform_dependent(carry, cuda=at_once, rocm=at_once, default=in_turns)
     return folded
 
 
