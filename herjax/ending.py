@@ -54,7 +54,7 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
     head, held = row_at(config, jnp.int32(0), state.head + lengths), state.held + lengths
 
     def commit(ended: BufferState, turn: jax.Array, steps: Chunk, given: Pytree) -> BufferState:
-        lengths, begins, held, observations, goal, key = given
+        lengths, begins, held, observations, goals = given
         rows = row_at(config, steps.env, begins[steps.env] + steps.step)
         length = jnp.maximum(lengths[steps.env], 1)
         place = jnp.where(steps.valid[:, None], jnp.stack([steps.step, length], axis=1), 0)
@@ -62,8 +62,8 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         targets = jnp.where(steps.valid, rows, config.num_rows)
         ended = dataclasses.replace(ended, places=config.place.write(ended.places, targets, place[:, None]))
         ended, *read = _all_observed(ended, held, observations, lengths, steps)
-        if goal is not None:
-            goals = only_where(lengths > 0, jax.vmap(config.goal.pack)(goal))
+        if goals is not None:
+            goals = only_where(lengths > 0, goals)
             visits = Visits(rows, steps.step, length, jnp.zeros_like(rows), goals[steps.env], steps.valid)
             stored = hindsight.stored(ended, jax.random.fold_in(key, turn), visits)
             stored = jnp.where(steps.valid[:, None, None], stored, jnp.uint32(0))
@@ -75,7 +75,8 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         return dataclasses.replace(ended, columns=columns)
 
     ended = dataclasses.replace(state, head=head, held=held, pending=state.pending - lengths)
-    given = (lengths, state.head, held, state.observations, batched(config, goal), key)
+    goals = None if config.sample_running else jax.vmap(config.goal.pack)(batched(config, goal))
+    given = (lengths, state.head, held, state.observations, goals)
     return for_each_step(lengths, config.max_episode_length, commit, ended, given)
 
 
