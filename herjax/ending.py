@@ -57,10 +57,8 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         lengths, begins, held, observations, goals = given
         rows = row_at(config, steps.env, begins[steps.env] + steps.step)
         length = jnp.maximum(lengths[steps.env], 1)
-        place = jnp.where(steps.valid[:, None], jnp.stack([steps.step, length], axis=1), 0)
-        place = jax.vmap(config.place.pack)(place.astype(config.place.leaves[0].dtype))
         targets = jnp.where(steps.valid, rows, config.num_rows)
-        ended = dataclasses.replace(ended, places=config.place.write(ended.places, targets, place[:, None]))
+        ended = _placed(ended, targets, steps, length)
         ended, *read = _all_observed(ended, held, observations, lengths, steps)
         if goals is not None:
             goals = only_where(lengths > 0, goals)
@@ -115,6 +113,14 @@ def discard(state: BufferState, done: jax.Array | bool = True) -> BufferState:
     if config.sample_running and state.tree is not None:
         state = for_each_step(lengths, config.max_episode_length, leave, state, state.head)
     return dataclasses.replace(state, pending=state.pending - lengths)
+
+
+def _placed(state: BufferState, rows: jax.Array, steps: Chunk, length: jax.Array) -> BufferState:
+    """Tells in each of `rows`, int32 [n], which step of an episode of which `length`, int32 [n], it has."""
+    layout = state.config.place
+    place = jnp.where(steps.valid[:, None], jnp.stack([steps.step, length], axis=1), 0)
+    words = jax.vmap(layout.pack)(place.astype(layout.leaves[0].dtype))
+    return dataclasses.replace(state, places=layout.write(state.places, rows, words[:, None]))
 
 
 def _all_observed(

@@ -78,8 +78,29 @@ BUGS = (
     Bug(
         "all goals of a step are the same",
         "hindsight.py",
-        "jax.random.uniform(key_number, (math.prod(shape),), jnp.float32).reshape(shape)",
-        "jnp.broadcast_to(jax.random.uniform(key_number, (shape[0], 1), jnp.float32), shape)",
+        "number, low = uniform(randomness.words[0]), 0.0",
+        "number, low = jnp.broadcast_to(uniform(randomness.words[0][:, :1]), randomness.words[0].shape), 0.0",
+        RELABELLING,
+    ),
+    Bug(
+        "the number that says whether a goal is a transition's own says which goal, too",
+        "hindsight.py",
+        "randomness.words[0], randomness.words[1:, :, None]",
+        "randomness.words[0], randomness.words[:, :, None]",
+        MIXTURES,
+    ),
+    Bug(
+        "the number that says which transition is drawn says whether its goal is its own, too",
+        "sampling.py",
+        "randomness.words[-1]",
+        "randomness.words[0]",
+        RELABELLING,
+    ),
+    Bug(
+        "two draws have the same random bits",
+        "randomness.py",
+        "jax.random.key_data(keys).ravel()",
+        "jnp.tile(jax.random.key_data(keys)[..., :1], width).ravel()",
         RELABELLING,
     ),
     Bug(
@@ -106,8 +127,8 @@ BUGS = (
     Bug(
         "random draws from the first environment alone",
         "hindsight.py",
-        "number = scale(bits, size(state).astype(jnp.uint32))",
-        "number = scale(bits, state.held[0].astype(jnp.uint32))",
+        "below(randomness.words[1], size(state))",
+        "below(randomness.words[1], state.held[0])",
         ("test_num_envs", "test_relabel"),
     ),
     Bug(
@@ -141,8 +162,8 @@ BUGS = (
     Bug(
         "steps of the running episode are sampled",
         "drawing.py",
-        "drawn = scale(bits, (size(state) * num_copies).astype(jnp.uint32))",
-        "drawn = scale(bits, ((size(state) + state.pending[-1]) * num_copies).astype(jnp.uint32))",
+        "below(words, size(state) * num_copies)",
+        "below(words, (size(state) + state.pending[-1]) * num_copies)",
         STORAGE,
     ),
     Bug(
@@ -302,8 +323,8 @@ BUGS = (
     Bug(
         "draws are proportional but not stratified",
         "prioritized.py",
-        "target = jnp.arange(batch_size, dtype=jnp.float32) + coarse.astype(jnp.float32) * 2.0**-coarse_bits",
-        "target = batch_size * (coarse.astype(jnp.float32) * 2.0**-coarse_bits)",
+        "target = jnp.arange(words.size, dtype=jnp.float32) + coarse.astype(jnp.float32) * 2.0**-coarse_bits",
+        "target = words.size * (coarse.astype(jnp.float32) * 2.0**-coarse_bits)",
         PRIORITIES,
     ),
     Bug(
@@ -386,8 +407,8 @@ BUGS = (
     Bug(
         "what a mixture draws from anywhere comes from the episode",
         "hindsight.py",
-        "jnp.where(anywhere, held_row(state, number), sources)",
-        "jnp.where(anywhere & False, held_row(state, number), sources)",
+        "jnp.where(anywhere, held_row(state, ",
+        "jnp.where(anywhere & False, held_row(state, ",
         MIXTURES,
     ),
     Bug(
@@ -781,8 +802,8 @@ BUGS = (
     Bug(
         "the last observation of an episode makes no room",
         "ending.py",
-        "gone = ended & (used > config.capacity_per_env)",
-        "gone = ended & (used > config.observations_per_env)",
+        "& (used > config.capacity_per_env)",
+        "& (used > config.observations_per_env)",
         NEXT,
     ),
     Bug(
@@ -795,8 +816,8 @@ BUGS = (
     Bug(
         "an episode that is gone keeps the place of its last observation",
         "ending.py",
-        "jnp.where(ended, used - state.held, observations.episodes)",
-        "observations.episodes + ended",
+        "jnp.where(lengths > 0, used - held, observations.episodes)",
+        "observations.episodes + (lengths > 0)",
         NEXT,
     ),
     Bug(
@@ -809,15 +830,22 @@ BUGS = (
     Bug(
         "the second-oldest transition tells what is taken",
         "ending.py",
-        "oldest = row_at(config, envs, state.head - state.held)",
-        "oldest = row_at(config, envs, state.head - state.held + 1)",
+        "oldest = row_at(config, envs, ended.head - held)",
+        "oldest = row_at(config, envs, ended.head - held + 1)",
+        NEXT,
+    ),
+    Bug(
+        "each turn of an ending makes room for the last observation anew",
+        "ending.py",
+        "held=held - gone.astype(jnp.int32)",
+        "held=ended.held - gone.astype(jnp.int32)",
         NEXT,
     ),
     Bug(
         "what makes room for a last observation keeps its priority",
         "ending.py",
-        "return prioritized.leave(state, jnp.where(steps.valid, oldest[steps.env], config.num_rows))",
-        "return state",
+        "return prioritized.leave(ended, jnp.where(leaving, oldest[steps.env], config.num_rows)), first",
+        "return ended, first",
         NEXT,
     ),
     Bug(
