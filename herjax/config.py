@@ -65,11 +65,6 @@ class Config:
     num_envs: int | None
     next_of: tuple[tuple[Hashable, Hashable], ...] | None  # As `next_pairs` gives them.
     sample_running: bool
-    storage: Storage = dataclasses.field(init=False, compare=False)  # Of a transition.
-    goal: Layout = dataclasses.field(init=False, compare=False)
-    copy: Layout = dataclasses.field(init=False, compare=False)  # Of `Copy`.
-    stored: Layout = dataclasses.field(init=False, compare=False)  # Of what an index stores: `Copy`, or the goal pursued.
-    place: Layout = dataclasses.field(init=False, compare=False)  # Of a step and its episode's length: int [2].
 
     def __post_init__(self) -> None:
         """Checks every setting. Numbers become Python's, and functions compare by identity from here on."""
@@ -82,12 +77,18 @@ class Config:
         self._set("sample_running", bool(self.sample_running))
         self._set("max_episode_length", checks.whole("max_episode_length", self.max_episode_length, 1))
         self._set("num_goals", checks.whole("num_goals", self.num_goals, 0))
-        self._set("storage", Storage.of(self.transition, self.next_of or ()))
+        self._set("num_steps", checks.whole("num_steps", self.num_steps, 1))
         self._set_capacity()
-        self._set_steps()
+        if self.discount is None and self.num_steps > 1:
+            raise ValueError(f"discount is None, and num_steps is {self.num_steps}; give a discount in [0, 1].")
         if self.strategy == as_mixture("final"):
             self._set("num_goals", min(self.num_goals, 1))
-        self._set_functions()
+        if not self.transition.words:
+            raise ValueError("transition holds no element; give a pytree with at least one array that has some.")
+        _ = self.copy  # Calls each function once.
+        for name in ("goal_fn", "reward_fn", "terminated_fn"):
+            if getattr(self, name) is not None:
+                self._set(name, Function(getattr(self, name)))
         # Up to an episode's rows are added to a row before it is wrapped. And there is one row more.
         longest = self.rows_per_env + self.max_episode_length + (0 if self.next_of is None else 2)
         last_index = (self.envs * longest + 1) * self.num_copies
@@ -119,40 +120,9 @@ class Config:
                 + ("." if self.num_envs is None else ", for each environment.")
             )
 
-    def _set_steps(self) -> None:
-        self._set("num_steps", checks.whole("num_steps", self.num_steps, 1))
-        if self.discount is None and self.num_steps > 1:
-            raise ValueError(f"discount is None, and num_steps is {self.num_steps}; give a discount in [0, 1].")
-
-    def _set_functions(self) -> None:
-        """Calls each function once on shapes, and keeps the layouts that follow."""
-        if not self.transition.words:
-            raise ValueError("transition holds no element; give a pytree with at least one array that has some.")
-        example = self.transition.struct()
-        goal = Layout.of("goal", checks.result("goal_fn", self.goal_fn, transition=example))
-        if not goal.words:
-            raise ValueError("goal_fn returns no element; return the goal that the transition achieved.")
-        reward = checks.result("reward_fn", self.reward_fn, transition=example, goal=goal.struct())
-        checks.scalar("reward_fn", reward, jnp.floating, jnp.integer)
-        if self.num_steps > 1 and not jnp.issubdtype(reward.dtype, jnp.floating):
-            reward = jax.ShapeDtypeStruct((), jnp.float32)
-        terminated = None
-        if self.terminated_fn is not None:
-            terminated = checks.result("terminated_fn", self.terminated_fn, transition=example, goal=goal.struct())
-            checks.scalar("terminated_fn", terminated, jnp.bool_)
-            self._set("terminated_fn", Function(self.terminated_fn))
-        self._set("goal_fn", Function(self.goal_fn))
-        self._set("reward_fn", Function(self.reward_fn))
-        number: Pytree = jax.ShapeDtypeStruct((), jnp.int32)
-        self._set("goal", goal)
-        self._set("copy", Layout.of("copy", Copy(goal.struct(), reward, terminated, number if self.num_steps > 1 else None)))
-        self._set("stored", goal if self.relabels_when_sampled else self.copy)
-        narrow = self.max_episode_length < 2**16
-        self._set("place", Layout.of("place", jax.ShapeDtypeStruct((2,), jnp.uint16 if narrow else jnp.int32)))
-
     def __repr__(self) -> str:
         """What `init` was given, as messages of JAX show it where two states do not fit together."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return f"Config({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
 
     def __hash__(self) -> int:
@@ -161,7 +131,46 @@ class Config:
 
     @cached_property
     def _hash(self) -> int:
-        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.compare))
+        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Of a transition."""
+        return Storage.of(self.transition, self.next_of or ())
+
+    @cached_property
+    def goal(self) -> Layout:
+        """Of a goal: what `goal_fn` returns for shapes."""
+        goal = Layout.of("goal", checks.result("goal_fn", self.goal_fn, transition=self.transition.struct()))
+        if not goal.words:
+            raise ValueError("goal_fn returns no element; return the goal that the transition achieved.")
+        return goal
+
+    @cached_property
+    def copy(self) -> Layout:
+        """Of a `Copy`: with what the other functions return for shapes."""
+        examples = {"transition": self.transition.struct(), "goal": self.goal.struct()}
+        reward = checks.result("reward_fn", self.reward_fn, **examples)
+        checks.scalar("reward_fn", reward, jnp.floating, jnp.integer)
+        if self.num_steps > 1 and not jnp.issubdtype(reward.dtype, jnp.floating):
+            reward = jax.ShapeDtypeStruct((), jnp.float32)
+        terminated = None
+        if self.terminated_fn is not None:
+            terminated = checks.result("terminated_fn", self.terminated_fn, **examples)
+            checks.scalar("terminated_fn", terminated, jnp.bool_)
+        window: Pytree = jax.ShapeDtypeStruct((), jnp.int32) if self.num_steps > 1 else None
+        return Layout.of("copy", Copy(self.goal.struct(), reward, terminated, window))
+
+    @property
+    def stored(self) -> Layout:
+        """Of what an index stores: `Copy`, or the goal pursued."""
+        return self.goal if self.relabels_when_sampled else self.copy
+
+    @cached_property
+    def place(self) -> Layout:
+        """Of a step and its episode's length: int [2]."""
+        narrow = self.max_episode_length < 2**16
+        return Layout.of("place", jax.ShapeDtypeStruct((2,), jnp.uint16 if narrow else jnp.int32))
 
     @property
     def envs(self) -> int:

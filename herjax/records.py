@@ -43,8 +43,7 @@ def describe(tree: Pytree) -> Json:
     for path, buffer in nodes:
         if isinstance(buffer, BufferState):
             for field in dataclasses.fields(buffer.config):
-                if field.compare:  # Others follow from these.
-                    _put(found, _dotted(path, field.name), _described(field.name, getattr(buffer.config, field.name)))
+                _put(found, _dotted(path, field.name), _described(field.name, getattr(buffer.config, field.name)))
     for name, leaf in leaves_by_name(tree).items():
         dtype = leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
         _put(found, name, f"{dtype}{list(np.shape(leaf))}")

@@ -108,7 +108,7 @@ def mixture(weights: Mapping[str | StrategyFn, float]) -> Mixture:
     largest = max(weighed.values(), default=0.0)
     if largest == 0:
         raise ValueError(f"mixture's weights are {weights}; give at least one source a weight above 0.")
-    # The number that says which source has 23 bits: it cannot tell smaller shares.
+    # The number that says which source has 24 bits: it cannot tell smaller shares.
     shares = [(source, weight / largest) for source, weight in weighed.items() if weight / largest > 2**-24]
     total = math.fsum(share for _, share in shares)
     return Mixture(tuple((source, share / total) for source, share in sorted(shares, key=lambda each: str(each[0]))))
@@ -211,5 +211,5 @@ STRATEGIES: dict[str, Source] = {strategy.name: strategy for strategy in _NAMED}
 
 
 def _below(bound: jax.Array, quantile: jax.Array) -> jax.Array:
-    """Uniform on `0 .. bound - 1` for a uniform quantile; its 23 bits leave a bias below bound / 2^23."""
+    """Uniform on `0 .. bound - 1` for a uniform quantile; its 23 bits or more leave a bias below bound / 2^23."""
     return jnp.floor(quantile * bound.astype(jnp.float32)).astype(jnp.int32)
