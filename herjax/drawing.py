@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from herjax import prioritized
+from herjax import prioritized, sum_tree
 from herjax.lanes import materialized
 from herjax.randomness import below
 from herjax.rings import held_row
@@ -20,7 +20,8 @@ def draw(
         weights = jnp.full(words.size, can_sample(state).astype(jnp.float32))
         priorities, priority_sum = weights, copies_held.astype(jnp.float32)
     else:
-        indices, priorities, priority_sum = prioritized.draw(state.tree, words)
+        priority_sum = sum_tree.total(state.tree)
+        indices, priorities = sum_tree.find(state.tree, *prioritized.strata(words, priority_sum))
         # Where all priorities are 0, the oldest is drawn, since the first row may hold a step of the running episode.
         oldest = held_row(state, jnp.int32(0)) * state.config.num_copies
         indices = jnp.where((priority_sum > 0) | ~can_sample(state), indices, oldest)

@@ -142,18 +142,7 @@ def _set_rows(state: BufferState, rows: jax.Array, value: jax.Array) -> BufferSt
     return dataclasses.replace(state, tree=sum_tree.set_windows(state.tree, rows * config.num_copies, values))
 
 
-def draw(tree: SumTree, words: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws leaves in proportion to their values, one from each of n strata of equal mass; `words`, uint32 [n], are random.
-
-    Returns:
-      Leaves int32 [n], their values float32 [n], and the sum of all values float32 [].
-    """
-    mass = sum_tree.total(tree)
-    leaves, values = sum_tree.find(tree, *_strata(words, mass))
-    return leaves, values, mass
-
-
-def _strata(words: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
+def strata(words: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A point in each of n equal parts of [0, mass): float32 [n], and what that rounds off, of random bits, uint32 [n].
 
     A float32 holds a part's number and as many random bits as still fit; the rest of 32 random bits is the residue.

@@ -42,24 +42,7 @@ class Observations(NamedTuple):
     episodes: jax.Array  # int32 [n]; finished episodes of which a transition was held when one last ended.
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "columns",
-        "observations",
-        "places",
-        "copies",
-        "tree",
-        "max_priority",
-        "head",
-        "held",
-        "pending",
-        "num_dropped",
-        "num_rejected",
-        "numbers",
-    ],
-    meta_fields=["config"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class BufferState:
     """The state of one buffer: a pytree, made by `init` and by the functions that take one.
@@ -91,7 +74,7 @@ class BufferState:
     num_dropped: jax.Array  # int32 []; transitions past `max_episode_length`, not stored.
     num_rejected: jax.Array  # int32 []; priorities not accepted.
     numbers: dict[str, jax.Array]  # float32 [] each; the settings that `init` was given as arrays, by name.
-    config: Config
+    config: Config = dataclasses.field(metadata={"static": True})
 
     @property
     def drawable(self) -> jax.Array:
