@@ -87,8 +87,9 @@ class Config:
             raise ValueError("transition holds no element; give a pytree with at least one array that has some.")
         _ = self.copy  # Calls each function once.
         for name in ("goal_fn", "reward_fn", "terminated_fn"):
-            if getattr(self, name) is not None:
-                self._set(name, Function(getattr(self, name)))
+            function = getattr(self, name)
+            if function is not None and not isinstance(function, Function):
+                self._set(name, Function(function))
         # Up to an episode's rows are added to a row before it is wrapped. And there is one row more.
         longest = self.rows_per_env + self.max_episode_length + (0 if self.next_of is None else 2)
         last_index = (self.envs * longest + 1) * self.num_copies
@@ -124,6 +125,10 @@ class Config:
         """What `init` was given, as messages of JAX show it where two states do not fit together."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return f"Config({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without its hash, which another process would find to be another."""
+        return {name: value for name, value in vars(self).items() if name != "_hash"}
 
     def __hash__(self) -> int:
         """Kept, because JAX asks for it in every call."""

@@ -59,7 +59,8 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
         length = jnp.maximum(lengths[steps.env], 1)
         targets = jnp.where(steps.valid, rows, config.num_rows)
         ended = _placed(ended, targets, steps, length)
-        ended, *read = _all_observed(ended, held, observations, lengths, steps)
+        ended, first = _all_observed(ended, held, observations, lengths, steps)
+        stored = None
         if goals is not None:
             goals = only_where(lengths > 0, goals)
             visits = Visits(rows, steps.step, length, jnp.zeros_like(rows), goals[steps.env], steps.valid)
@@ -68,8 +69,9 @@ def end_episode(state: BufferState, goal: Goal | None, key: jax.Array | None, do
             stored = materialized(jnp.any(steps.valid), stored)
             copies = config.stored.write(ended.copies, targets * config.num_copies, stored)
             ended = prioritized.enter(dataclasses.replace(ended, copies=copies), targets)
-            read.append(stored)
-        columns = tuple(written_after(column, seen(read)) for column in ended.columns)
+        if first is None and stored is None:
+            return ended
+        columns = tuple(written_after(column, seen((first, stored))) for column in ended.columns)
         return dataclasses.replace(ended, columns=columns)
 
     ended = dataclasses.replace(state, head=head, held=held, pending=state.pending - lengths)
@@ -143,7 +145,7 @@ def _all_observed(
     envs = jnp.arange(config.envs, dtype=jnp.int32)
     head = wrapped(config.observations_per_env, observations.head + lengths + jnp.sign(lengths))
     oldest = row_at(config, envs, ended.head - held)
-    first = materialized(jnp.any(steps.valid), observation_of(ended, oldest))
+    first = materialized(jnp.any(lengths > 0), observation_of(ended, oldest))
     used = 1 + wrapped(config.observations_per_env, observation_at(config, envs, head - 1) - first)
     gone = (lengths > 0) & (used > config.capacity_per_env)
     observations = Observations(head, jnp.where(lengths > 0, used - held, observations.episodes))

@@ -20,6 +20,25 @@ from herjax.strategies import RANDOM, Mixture, Quantile
 _BELOW_ONE = 1 - 2.0**-24  # The largest float32 below 1.
 
 
+class Draws(NamedTuple):
+    """What is drawn by. Each who uses a word of the first axis passes the rest on."""
+
+    words: jax.Array  # uint32 [words of each draw, ...]; random bits.
+    key: jax.Array  # For the user's functions.
+
+    @classmethod
+    def of(cls, key: jax.Array, strategy: Mixture | None, others: int, *shape: int) -> "Draws":
+        """For so many draws, by a key that is used up: `others` words each, and those of a goal.
+
+        A goal's first word says which source, and then which step; its last one which row, if it may come from any episode.
+        """
+        sources = [] if strategy is None else strategy.sources
+        steps = len(sources) > 1 or RANDOM not in sources
+        calls = any(isinstance(source, Function) for source in sources)
+        key, for_functions = jax.random.split(key) if calls else (key, key)
+        return cls(words(key, others + (len(sources) > 0 and steps) + (RANDOM in sources), *shape), for_functions)
+
+
 def stored(state: BufferState, key: jax.Array, visits: Visits) -> jax.Array:
     """What the indices of each step store once its episode has ended: rows of `config.stored`, uint32 [n, K, words]."""
     config = state.config
@@ -27,37 +46,19 @@ def stored(state: BufferState, key: jax.Array, visits: Visits) -> jax.Array:
     if config.relabels_when_sampled:
         return goals
     if config.num_goals > 0:
-        drawn = _goals(state, randomness(key, config.strategy, 0, visits.row.size, config.num_goals), visits, config.strategy)
-        goals = jnp.concatenate([goals, drawn], axis=1)
+        draws = Draws.of(key, config.strategy, 0, visits.row.size, config.num_goals)
+        goals = jnp.concatenate([goals, _goals(state, draws, visits, config.strategy)], axis=1)
     return _copies(state, visits, goals)
 
 
-class Randomness(NamedTuple):
-    """What draws need."""
-
-    words: jax.Array  # uint32 [words of each draw, ...]; random bits.
-    key: jax.Array  # For the user's functions.
-
-
-def randomness(key: jax.Array, strategy: Mixture | None, others: int, *shape: int) -> Randomness:
-    """Words of that many `others`, and those of a goal, for each of so many draws, of a key that is used up.
-
-    A goal needs one that says which source, and then which step; and, if it may come from any episode, one that says which row.
-    """
-    sources = [] if strategy is None else strategy.sources
-    calls = any(isinstance(source, Function) for source in sources)
-    key, for_functions = jax.random.split(key) if calls else (key, key)
-    return Randomness(words(key, others + bool(sources) + (RANDOM in sources), *shape), for_functions)
-
-
 def relabelled(
-    state: BufferState, randomness: Randomness, visits: Visits, strategy: Mixture | None, ratio: jax.Array
+    state: BufferState, draws: Draws, visits: Visits, strategy: Mixture | None, ratio: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a goal for each step: its own, or a hindsight goal.
 
     Args:
       state: the buffer.
-      randomness: whose first words say whether a goal is its own, and the next ones which goal it is else.
+      draws: whose first words say whether a goal is its own, and the next ones which goal it is else.
       visits: the steps.
       strategy: where hindsight goals come from; None: there are none.
       ratio: float32 [], the chance of a hindsight goal.
@@ -67,28 +68,27 @@ def relabelled(
     """
     goals, is_hindsight = visits.goal, jnp.zeros_like(visits.row)
     if strategy is not None:
-        own, of_goals = randomness.words[0], randomness.words[1:, :, None]
-        drawn = _goals(state, randomness._replace(words=of_goals), visits, strategy)
-        is_hindsight = (uniform(own) < ratio).astype(jnp.int32)
-        goals = jnp.where(is_hindsight[:, None] > 0, drawn[:, 0], goals)
+        drawn = _goals(state, Draws(draws.words[1:, :, None], draws.key), visits, strategy)[:, 0]
+        is_hindsight = (uniform(draws.words[0]) < ratio).astype(jnp.int32)
+        goals = jnp.where(is_hindsight[:, None] > 0, drawn, goals)
     return is_hindsight, _copies(state, visits, goals[:, None])[:, 0]
 
 
-def _goals(state: BufferState, randomness: Randomness, visits: Visits, strategy: Mixture) -> jax.Array:
+def _goals(state: BufferState, draws: Draws, visits: Visits, strategy: Mixture) -> jax.Array:
     """Draws k hindsight goals for each step: rows of `config.goal`, uint32 [n, k, words]."""
     config = state.config
-    steps, anywhere = _goal_steps(strategy, randomness, visits)
+    steps, anywhere = _goal_steps(strategy, draws, visits)
     if strategy.looks_back:
         steps = jnp.maximum(steps, visits.first[:, None])
     sources = row_of_step(config, visits.row[:, None], visits.step[:, None], steps)
     if RANDOM in strategy.sources:
-        sources = jnp.where(anywhere, held_row(state, below(randomness.words[1], size(state))), sources)
+        sources = jnp.where(anywhere, held_row(state, below(draws.words[-1], size(state))), sources)
     sources = materialized(jnp.any(visits.valid), sources)  # As in `drawing._uniformly`.
     achieved = jax.vmap(config.goal_fn)(transitions(state, sources.ravel()))
     return jax.vmap(config.goal.pack)(achieved).reshape(*steps.shape, -1)
 
 
-def _goal_steps(strategy: Mixture, randomness: Randomness, visits: Visits) -> tuple[jax.Array, jax.Array]:
+def _goal_steps(strategy: Mixture, draws: Draws, visits: Visits) -> tuple[jax.Array, jax.Array]:
     """Draws the steps whose achieved goals become hindsight goals.
 
     A step that a user's function names outside the episode is clipped into it, and named under checkify. The steps of a visit
@@ -98,7 +98,7 @@ def _goal_steps(strategy: Mixture, randomness: Randomness, visits: Visits) -> tu
       The steps, int32 [n, k], and which goals come from any episode instead, bool [n, k].
     """
     step, length = visits.step, visits.length
-    number, low = uniform(randomness.words[0]), 0.0  # Says which source, and then which step.
+    number, low = uniform(draws.words[0]), 0.0  # Says which source, and then which step.
     steps, anywhere = jnp.zeros(number.shape, jnp.int32), jnp.zeros(number.shape, jnp.bool_)
     alone = len(strategy.shares) == 1
     for place, (source, share) in enumerate(strategy.shares):
@@ -109,7 +109,7 @@ def _goal_steps(strategy: Mixture, randomness: Randomness, visits: Visits) -> tu
             drawn = jax.vmap(jax.vmap(source.place, (0, None, None)))(quantile, step, length)
             drawn = jnp.clip(drawn, 0, length[:, None] - 1)
         elif isinstance(source, Function):
-            keys = jax.random.split(jax.random.fold_in(randomness.key, place), number.shape)
+            keys = jax.random.split(jax.random.fold_in(draws.key, place), number.shape)
             drawn = jax.vmap(jax.vmap(source, (0, None, None)))(keys, step, length)
             drawn = _clipped(drawn, length, chosen & visits.valid[:, None])
         else:

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 def words(key: jax.Array, *shape: int) -> jax.Array:
     """Random bits, uint32 of this shape; the key is used up.
 
-    They are the data of keys split from it: threefry computes two words at a time, and `jax.random.bits` keeps one of them.
+    Those of threefry are the data of keys split from it: it computes two words at a time, and `jax.random.bits` keeps one. The
+    data of other keys, of four words, are not random: those of "rbg" come twice.
     """
     size, width = math.prod(shape), jax.eval_shape(jax.random.key_data, key).size
+    if width != 2:
+        return jax.random.bits(key, shape, jnp.uint32)
     keys = jax.random.split(key, math.ceil(size / width))
     return jax.random.key_data(keys).ravel()[:size].reshape(shape)
 

@@ -70,8 +70,8 @@ def _relabel(
     ratio = share(config, "relabel", hindsight_ratio)
     rows = rows_of(state, batch.indices)
     goals_from = None if hindsight_ratio is None and config.num_goals == 0 else strategy
-    randomness = hindsight.randomness(key, goals_from, 1, rows.size)
-    is_hindsight, copies = hindsight.relabelled(state, randomness, visits(state, rows), goals_from, ratio)
+    draws = hindsight.Draws.of(key, goals_from, 1, rows.size)
+    is_hindsight, copies = hindsight.relabelled(state, draws, visits(state, rows), goals_from, ratio)
     drawn, last = transitions_once(state, (is_hindsight, copies), *last_rows(state, rows, copies))
     is_hindsight, copies = drawn
     return batch._replace(**under_goals(state, batch.transition, is_hindsight, copies, last))

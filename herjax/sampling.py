@@ -78,11 +78,12 @@ def _sample(
     state, beta = jax.lax.stop_gradient((state, beta))
     ratio = _ratio(config, hindsight_ratio)
     strategy = config.strategy if config.relabels_when_sampled and config.num_goals > 0 else None
-    randomness = hindsight.randomness(key, strategy, 1 if strategy is None else 2, batch_size)
-    indices, probabilities, weights = drawing.draw(state, randomness.words[-1], beta, axis_name)
+    draws = hindsight.Draws.of(key, strategy, 1 if strategy is None else 2, batch_size)
+    indices, probabilities, weights = drawing.draw(state, draws.words[0], beta, axis_name)
     rows = rows_of(state, indices)
     if config.relabels_when_sampled:
-        is_hindsight, copies = hindsight.relabelled(state, randomness, visits(state, rows), strategy, ratio)
+        draws = draws._replace(words=draws.words[1:])
+        is_hindsight, copies = hindsight.relabelled(state, draws, visits(state, rows), strategy, ratio)
     else:
         is_hindsight, copies = jax.lax.sign(indices - rows * config.num_copies), config.stored.read(state.copies, indices)
     drawn = (is_hindsight, copies, indices, probabilities, weights)

@@ -78,29 +78,29 @@ BUGS = (
     Bug(
         "all goals of a step are the same",
         "hindsight.py",
-        "number, low = uniform(randomness.words[0]), 0.0",
-        "number, low = jnp.broadcast_to(uniform(randomness.words[0][:, :1]), randomness.words[0].shape), 0.0",
+        "number, low = uniform(draws.words[0]), 0.0",
+        "number, low = jnp.broadcast_to(uniform(draws.words[0][:, :1]), draws.words[0].shape), 0.0",
         RELABELLING,
     ),
     Bug(
         "the number that says whether a goal is a transition's own says which goal, too",
         "hindsight.py",
-        "randomness.words[0], randomness.words[1:, :, None]",
-        "randomness.words[0], randomness.words[:, :, None]",
+        "Draws(draws.words[1:, :, None], draws.key)",
+        "Draws(draws.words[:, :, None], draws.key)",
         MIXTURES,
     ),
     Bug(
         "the number that says which transition is drawn says whether its goal is its own, too",
         "sampling.py",
-        "randomness.words[-1]",
-        "randomness.words[0]",
+        "draws._replace(words=draws.words[1:])",
+        "draws",
         RELABELLING,
     ),
     Bug(
         "two draws have the same random bits",
         "randomness.py",
-        "jax.random.key_data(keys).ravel()",
-        "jnp.tile(jax.random.key_data(keys)[..., :1], width).ravel()",
+        "jax.random.key_data(keys).ravel()[:size]",
+        "jnp.tile(jax.random.key_data(keys)[..., :1], width).ravel()[:size]",
         RELABELLING,
     ),
     Bug(
@@ -127,8 +127,8 @@ BUGS = (
     Bug(
         "random draws from the first environment alone",
         "hindsight.py",
-        "below(randomness.words[1], size(state))",
-        "below(randomness.words[1], state.held[0])",
+        "below(draws.words[-1], size(state))",
+        "below(draws.words[-1], state.held[0])",
         ("test_num_envs", "test_relabel"),
     ),
     Bug(
@@ -839,6 +839,13 @@ BUGS = (
         "ending.py",
         "held=held - gone.astype(jnp.int32)",
         "held=ended.held - gone.astype(jnp.int32)",
+        NEXT,
+    ),
+    Bug(
+        "a run whose steps end before another's makes room by what it has not read",
+        "ending.py",
+        "materialized(jnp.any(lengths > 0), observation_of",
+        "materialized(jnp.any(steps.valid), observation_of",
         NEXT,
     ),
     Bug(

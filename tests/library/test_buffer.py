@@ -11,7 +11,7 @@ from scipy import stats
 
 import herjax
 from any_jax import typeof
-from herjax.randomness import below
+from herjax.randomness import below, words
 from numbered import achieved_of_fields, decode, goal, make_of_fields, reward_of_fields, transition
 
 empty_buffer = partial(make_of_fields, max_episode_length=4)
@@ -450,6 +450,16 @@ def test_checkify_is_silent_about_a_sound_loop(small_buffer: herjax.BufferState)
     numbers, _ = random_steps(2)
     error, _ = checkify.checkify(rollout)(small_buffer, numbers, numbers % 3 == 0)
     error.throw()
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_random_words_are_all_different(impl: str) -> None:
+    """Of keys of each kind, typed and raw: no two of a thousand; by another key all others."""
+    typed = jax.random.key(0, impl=impl)
+    found = [words(key, 500, 2) for key in jax.random.split(typed)]
+    assert len(np.unique(found)) == 2000
+    with jax.default_prng_impl(impl):
+        np.testing.assert_array_equal(words(jax.random.key_data(typed), 7), words(typed, 7))
 
 
 def test_numbers_below_a_bound_are_the_exact_upper_half() -> None:

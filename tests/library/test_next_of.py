@@ -344,6 +344,22 @@ def test_runs_side_by_side_are_as_each_alone() -> None:
     assert_same(jax.vmap(read)(together), jax.tree.map(lambda *leaves: np.stack(leaves), *alone))
 
 
+@pytest.mark.parametrize("options", [{}, {"relabel": "sample"}, {"relabel": "sample", "sample_running": True}])
+def test_runs_whose_endings_take_more_turns_than_others_are_runs_alone(options: dict) -> None:
+    """Episodes of 40 steps end beside episodes of four and eight, in full buffers: vmapped, each run is what it is alone."""
+    ends = np.arange(1, 241)[:, None] % [40, 4, 8] == 0
+    runs = jax.tree.map(lambda leaf: np.moveaxis(leaf, 1, 0)[:, :, None], walks(ends))
+    empty = make(capacity=64, max_episode_length=40, priority_exponent=0.6, **options)
+    keys = jax.random.split(KEY, 3)
+    vmapped, sizes = jax.vmap(partial(play, empty))(runs, keys)
+    herjax.check(vmapped)
+    for run in range(3):
+        of_run = partial(jax.tree.map, lambda leaf, run=run: leaf[run])
+        state, size = play(empty, of_run(runs), keys[run])
+        np.testing.assert_array_equal(sizes[run], size)
+        assert_same(of_run(vmapped), state)
+
+
 def test_loops_of_other_forms_come_to_the_same() -> None:
     """A host loop that donates its state and gives NumPy's scalars; a cond where others mask. No key is used twice."""
     state = make(capacity=np.int64(9), max_episode_length=np.int8(LONGEST), relabel="sample")
