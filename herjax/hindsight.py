@@ -33,10 +33,10 @@ class Draws(NamedTuple):
         A goal's first word says which source, and then which step; its last one which row, if it may come from any episode.
         """
         sources = [] if strategy is None else strategy.sources
-        steps = len(sources) > 1 or RANDOM not in sources
+        numbers = others + (sources not in ([], [RANDOM])) + (RANDOM in sources)
         calls = any(isinstance(source, Function) for source in sources)
         key, for_functions = jax.random.split(key) if calls else (key, key)
-        return cls(words(key, others + (len(sources) > 0 and steps) + (RANDOM in sources), *shape), for_functions)
+        return cls(words(key, numbers, *shape), for_functions)
 
 
 def stored(state: BufferState, key: jax.Array, visits: Visits) -> jax.Array:
