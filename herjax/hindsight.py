@@ -75,7 +75,7 @@ def relabelled(
 
 
 def _goals(state: BufferState, draws: Draws, visits: Visits, strategy: Mixture) -> jax.Array:
-    """Draws k hindsight goals for each step: rows of `config.goal`, uint32 [n, k, words]."""
+    """Draws k hindsight goals for each step, by words [1 or 2, n, k]: rows of `config.goal`, uint32 [n, k, words]."""
     config = state.config
     steps, anywhere = _goal_steps(strategy, draws, visits)
     if strategy.looks_back:

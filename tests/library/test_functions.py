@@ -292,3 +292,12 @@ def test_a_nan_reward_is_found_in_the_function_that_makes_it() -> None:
     with jax.debug_nans(True), jax.disable_jit(), pytest.raises(FloatingPointError, match="nan") as raised:
         herjax.end_episode(state, jnp.float32(5), KEY)
     assert any("jnp.log(t - goal)" in str(entry.statement) for entry in raised.traceback)
+
+
+def test_a_config_goes_on_in_another_buffer_and_another_process() -> None:
+    """One made with the functions of another is equal. Pickled, it leaves its hash behind: another process finds another."""
+    config = make().config
+    again = make(goal_fn=config.goal_fn, reward_fn=config.reward_fn).config
+    assert (again, hash(again)) == (config, hash(config))
+    assert "_hash" not in config.__getstate__()
+    assert config.__getstate__().keys() < vars(config).keys()
